@@ -1,0 +1,41 @@
+# Each target makes .venv first where it is missing; nothing else is needed beforehand but Python 3.11 or newer.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+WORKERS ?= 2
+PY := .venv/bin/python
+STAMP := .venv/.installed
+
+.PHONY: help reproduce test benchmark lint clean
+
+help:  ## show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PYTHON=python3.12 chooses the interpreter of a new .venv, WORKERS=4 the number of test processes."
+
+reproduce: $(STAMP)  ## measure CartPole, FrozenLake and CliffWalking, print the tables, draw the figures (resumes where it stopped)
+	$(PY) scripts/measure.py experiment=reproduce_cartpole
+	$(PY) scripts/measure.py experiment=reproduce_frozenlake
+	$(PY) scripts/measure.py experiment=reproduce_cliffwalking
+	$(PY) scripts/figures.py runs=results/reproduce/runs out=results/reproduce
+
+test: lint  ## check the style, then run every test
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+benchmark: $(STAMP)  ## print the speed of varlab against its peers, as ratios
+	$(PY) scripts/benchmark.py
+
+lint: $(STAMP)  ## check style and docstrings
+	$(PY) -m ruff check .
+
+clean:  ## remove caches and build leftovers; keeps .venv and every result
+	rm -rf .pytest_cache .ruff_cache build dist *.egg-info
+	find varlab scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(PY) || command -v $(PYTHON) > /dev/null || { echo "varlab needs Python 3.11 or newer, but '$(PYTHON)' was not found; install it or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "varlab needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) -V 2>&1); name a newer one: make PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(PY) || $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module was expected, but '$(PYTHON)' lacks it; install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install -q torch==2.13.0 -c constraints.txt
+	$(PY) -m pip install -q -e ".[test]" -c constraints.txt
+	@touch $(STAMP)

@@ -1,0 +1,35 @@
+"""Gather finished runs into one table and draw them: python scripts/figures.py --help."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import _entry
+from omegaconf import DictConfig, OmegaConf
+
+
+def main(cfg: DictConfig) -> None:
+    """Find runs, gather them, draw, save."""
+    # Imported here so that --help stays quick.
+    from varlab import storage
+    from varlab.analysis import figures, tables
+
+    # One folder may be written without brackets.
+    paths = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
+    folders = storage.find_runs(paths)
+    table = tables.gather(folders, cfg.allow_mixed_numerics)
+    style = OmegaConf.to_container(cfg.style, resolve=True)
+    command = shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    if set(tables.varying(table)) - {"env"}:
+        written = figures.save_sweep(table, cfg.out, style, command)
+    else:
+        running, cosine = tables.gather_convergence(table["run"].unique())
+        written = figures.save_all(table, running, cosine, cfg.out, style, command)
+    written += tables.save(table, cfg.out)
+    print(f"Gathered {table['run'].nunique()} runs from {', '.join(paths)}; written:", *written, sep="\n  ")
+
+
+if __name__ == "__main__":
+    _entry.run(main, "figures")

@@ -1,0 +1,48 @@
+"""Measure estimators at fixed θ and write a run folder: python scripts/measure.py --help."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import _entry
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+
+def main(cfg: DictConfig) -> None:
+    """Compose, measure, save."""
+    # Imported here: --help stays quick, and launchers that pickle this function send no modules along.
+    import torch
+
+    import varlab
+    from varlab import configure, experiment, provenance, storage
+    from varlab.analysis import figures, tables
+
+    multirun = _entry.in_multirun()
+    if multirun:
+        configure.refuse_out_in_multirun(["-m", f"out={cfg.out or ''}"])
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    planned = experiment.plan(**configure.arguments(cfg))
+    folder = Path(cfg.out or Path(HydraConfig.get().sweep.dir) / planned.digest)
+    command = [f"{Path(sys.argv[0]).parent.name}/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    done = storage.folder_state(folder, planned.digest) == "done"
+    if not done:
+        storage.begin(folder, planned.digest, OmegaConf.to_yaml(cfg, resolve=True))
+        with storage.ParquetSink(folder / "trajectories.parquet") as sink, _entry.progress(quiet=multirun) as progress:
+            result = experiment.run(planned, cache=storage.ReferenceCache(cfg.cache), sink=sink, progress=progress)
+        storage.write_run(folder, result, provenance.provenance(result, configure.seeds(cfg), command))
+    summary, _, _, record = storage.read_run(folder)
+    if cfg.figures and not (done and (folder / "figures").is_dir()):
+        convergence = tables.gather_convergence([folder])
+        figures.save_all(summary, *convergence, folder / "figures", cfg.style, " ".join(["python", *command]))
+    if not done:
+        storage.finish(folder, planned.digest, varlab.NUMERICS)
+    if not multirun:
+        print(tables.readable(summary), *(f"Note: {note}" for note in record["notes"]), sep="\n")
+    print(f"{'Measured before' if done else 'Written'}: {folder}")
+
+
+if __name__ == "__main__":
+    _entry.run(main, "measure")

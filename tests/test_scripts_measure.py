@@ -1,0 +1,257 @@
+"""scripts/measure.py from the command line: its files, its sentences, and what it leaves alone."""
+
+import json
+import logging
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from varlab import envs, policies, storage
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "scripts" / "measure.py"
+#: The contract of other programs, written out here so that a change in the package cannot change it too.
+COLUMNS = """
+    env policy theta phi gamma discount_weighting horizon n n_reference reference_kind objective grad_norm variance variance_low
+    variance_high variance_ratio variance_ratio_low variance_ratio_high bias_sq bias_sq_low bias_sq_high bias_p_value mse nsr
+    kurtosis steps efficiency exact_variance seed values_source batch_size cut at_cut dtype device mse_low mse_high nsr_low nsr_high cosine
+    cosine_low cosine_high grad_norm_low grad_norm_high exact_bias_sq exact_nsr flag reference_digest digest
+""".split()
+FILES = {"config.yaml", "summary.csv", "summary.parquet", "trajectories.parquet", "moments.npz", "provenance.json", "done.json"}
+#: FrozenLake with the text's first three Φ, no figures: about a second.
+SMALL = ("env=frozenlake", "policy=softmax_table", "phi=[total_return,reward_to_go,value_baseline]", "n=200", "pilot=100",
+         "draws=99", "figures=false")  # fmt: skip
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch, capfd):
+    """Run the script in this process, in a folder of its own; gives the exit code and what it printed."""
+    root = logging.getLogger()
+    handlers, level, threads = root.handlers[:], root.level, torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
+        capfd.readouterr()
+        try:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capfd.readouterr()
+        return SimpleNamespace(code=code, out=out, err=err)
+
+    yield run
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    torch.set_num_threads(threads)
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def one_sentence(done):
+    assert done.code == 2 and done.err.count("\n") == 1 and "Traceback" not in done.err, done.err
+    return done.err
+
+
+def same_numbers(a, b):
+    """Both folders hold the same bits, wherever they lie and however long they took."""
+    for name in ("summary.csv", "moments.npz"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    pd.testing.assert_frame_equal(*(pd.read_parquet(f / "trajectories.parquet") for f in (a, b)), check_exact=True)
+
+
+def test_a_run_writes_the_files_of_the_contract(measure, tmp_path):
+    words = (*SMALL[:-1], "gamma=0.9", "objectives=[J_gamma,J_1]", "seed=3", "out=run")
+    done = measure(*words)
+    assert done.code == 0, done.err
+    folder = tmp_path / "run"
+    held = {path.name for path in folder.iterdir()}
+    assert held == {*FILES, "figures"}
+    assert {".png", ".pdf"} <= {path.suffix for path in (folder / "figures").iterdir()}
+    assert max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns).name == "done.json"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]  # an exact reference needs no cache; Hydra leaves nothing
+
+    summary = pd.read_csv(folder / "summary.csv")
+    assert list(summary.columns)[: len(COLUMNS)] == COLUMNS
+    assert list(pd.read_parquet(folder / "summary.parquet").columns) == list(summary.columns)
+    assert [*zip(summary["phi"], summary["objective"], strict=True)] and len(summary) == 6
+    assert set(summary["env"]) == {"FrozenLake-v1"} and set(summary["theta"]) == {"seed=0"} and set(summary["n"]) == {200}
+
+    rows = pd.read_parquet(folder / "trajectories.parquet")
+    assert rows["trajectory"].tolist() == list(range(200)) and rows["block"].nunique() == 50
+    assert {"return", "length", "norm_sq[value_baseline]"} <= set(rows.columns)
+
+    record = json.loads((folder / "provenance.json").read_text())
+    digest = json.loads((folder / "done.json").read_text())["digest"]
+    assert set(summary["digest"]) == {digest} == {record["digest"]}
+    assert record["command"] == ["scripts/measure.py", *words] and record["seeds"]["rollout"] == 3
+    assert record["settings"]["gamma"] == 0.9 and record["steps"]["rollout"] == rows["length"].sum()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["n"] == 200 and config["env"]["id"] == "FrozenLake-v1" and "hydra" not in config
+
+    _, moments, references, _ = storage.read_run(folder)
+    assert moments.n == 200 and list(references) == ["J_gamma", "J_1"] and references["J_1"].exact
+    for phi in summary["phi"].unique():
+        assert phi in done.out
+    assert "[" in done.out and "Note: " in done.out and "Written: run" in done.out
+
+
+def test_a_finished_run_returns_at_once(measure, tmp_path):
+    assert measure(*SMALL, "out=run").code == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    again = measure(*SMALL, "out=run")
+    assert again.code == 0 and "Measured before: run" in again.out and "value_baseline" in again.out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_figures_may_be_drawn_later(measure, tmp_path):
+    measure(*SMALL, "out=run")
+    before = content(tmp_path / "run")
+    assert measure(*SMALL[:-1], "out=run").code == 0
+    after = content(tmp_path / "run")
+    assert {k: after[k] for k in before} == before
+    assert {path.parts[0] for path in set(after) - set(before)} == {"figures"}
+
+
+def test_a_folder_of_another_configuration_is_left_alone(measure, tmp_path):
+    measure(*SMALL, "out=run")
+    before = content(tmp_path / "run")
+    said = one_sentence(measure(*SMALL, "seed=9", "out=run"))
+    assert re.search("A folder of run .* was expected at run, but it holds run .*; name another folder", said)
+    assert content(tmp_path / "run") == before
+
+
+def test_foreign_files_are_left_alone(measure, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "summary.csv").write_text("mine")
+    assert "holds summary.csv of unknown origin" in one_sentence(measure(*SMALL, "out=run"))
+    assert content(tmp_path / "run") == {Path("summary.csv"): b"mine"}
+
+
+def test_an_interrupted_run_starts_over_and_ends_alike(measure, tmp_path):
+    measure(*SMALL, "out=whole")
+    measure(*SMALL, "out=run")
+    (tmp_path / "run" / "done.json").unlink()
+    (tmp_path / "run" / "moments.npz").write_bytes(b"half")
+    done = measure(*SMALL, "threads=1", "out=run")
+    assert done.code == 0 and "Written: run" in done.out
+    same_numbers(tmp_path / "whole", tmp_path / "run")
+
+
+def test_the_check_of_equal_numbers_can_fail(measure, tmp_path):
+    measure(*SMALL, "out=a")
+    measure(*SMALL, "seed=1", "out=b")
+    with pytest.raises(AssertionError):
+        same_numbers(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["env=cartpol"], "No choice of env is called 'cartpol'; the nearest names are cartpole."),
+        (["phi=[total_return,gea]"], "No choice of phi is called 'gea'; the nearest names are gae."),
+        (["+phi.gea={}"], "No Φ is called 'gea'; the nearest names are gae"),
+        (["gama=0.9"], "No setting is called 'gama'; the nearest names are gamma"),
+        (["env.id=CartPol-v1"], "No environment is called 'CartPol-v1'"),
+        (["env=cliffwalking", "policy=softmax_table"], "A horizon was expected for CliffWalking-v1"),
+        (["n=49"], "At least 50 trajectories were expected"),
+        (["theta=file"], "A value was expected for theta.file"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(measure, tmp_path, words, sentence):
+    said = one_sentence(measure(*words, "out=run"))
+    assert said.startswith(sentence)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_in_a_multirun_writes_nothing(measure, tmp_path):
+    assert "No out= was expected in a multirun" in one_sentence(measure("-m", *SMALL, "seed=0,1", "out=run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_theta_of_the_wrong_shape_is_one_sentence(measure, tmp_path):
+    storage.save_theta("theta.npz", policies.make("softmax_table", envs.make("FrozenLake-v1", map_name="8x8")))
+    said = one_sentence(measure(*SMALL, "theta=file", "theta.file=theta.npz", "out=run"))
+    assert re.search(r"of shape \(.*\) was expected in theta.npz, but it has shape \(.*\)", said)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_multirun_carries_on_after_a_bad_job_and_resumes(measure, tmp_path):
+    sweep = ("-m", *SMALL, "seed=0,1", "n=200,20")
+    done = measure(*sweep)
+    assert done.code == 2 and "Traceback" not in done.err
+    assert len(re.findall(r"^Job [13] \(.*n=20.*\): At least 50 trajectories", done.err, re.M)) == 2
+    assert done.err.strip().endswith("the others are complete.")
+    runs = storage.find_runs(tmp_path / "results" / "runs" / "measure")
+    assert [json.loads((f / "done.json").read_text())["digest"] for f in runs] == [f.name for f in runs] and len(runs) == 2
+    assert done.out.count("Written: ") == 2 and "variance" not in done.out and "it/s" not in done.err
+
+    storage.write_text(runs[0] / "mark", "kept")
+    (runs[1] / "done.json").unlink()
+    again = measure("-m", *SMALL, "seed=0,1")
+    assert again.code == 0 and again.out.count("Measured before: ") == 1 and again.out.count("Written: ") == 1
+    assert storage.find_runs(tmp_path / "results") == runs
+
+    seed = json.loads((runs[0] / "provenance.json").read_text())["seeds"]["rollout"]
+    measure(*SMALL, f"seed={seed}", "out=single")
+    same_numbers(runs[0], tmp_path / "single")
+
+
+def test_a_sampled_reference_is_shared_through_the_cache(measure, tmp_path):
+    words = (*SMALL, "reference=sampled", "reference.n=300")
+    assert measure(*words, "out=a").code == 0
+    cached = list((tmp_path / "results" / "cache").iterdir())
+    assert len(cached) == 1
+    assert measure(*words, "seed=5", "out=b").code == 0
+    a, b = (json.loads((tmp_path / f / "provenance.json").read_text())["steps"] for f in "ab")
+    assert a["reference"] > 0 and b["reference"] == 0 and list((tmp_path / "results" / "cache").iterdir()) == cached
+    references = [storage.read_run(tmp_path / f)[2]["J_1"] for f in "ab"]
+    assert np.array_equal(references[0].grad, references[1].grad) and references[0].n == 300
+
+    cached[0].write_bytes(cached[0].read_bytes()[:-50])
+    again = measure(*words, "seed=6", "out=c")
+    assert again.code == 0 and "is damaged" in again.err and cached[0].name in again.err
+    assert np.array_equal(storage.read_run(tmp_path / "c")[2]["J_1"].grad, references[0].grad)
+
+
+def test_a_critic_is_kept_as_tensors_and_can_be_started_from(measure, tmp_path):
+    words = ("env=cartpole", "env.horizon=20", "policy=mlp", "policy.hidden=[8]", "phi=[reward_to_go,value_baseline]", "n=100",
+             "pilot=100", "draws=99", "critic.n=50", "reference.n=100", "figures=false")  # fmt: skip
+    assert measure(*words, "out=a").code == 0
+    assert all(isinstance(v, torch.Tensor) for v in torch.load(tmp_path / "a" / "critic.pt", weights_only=True).values())
+    assert measure(*words, "critic.init=a/critic.pt", "out=b").code == 0
+    a, b = (pd.read_csv(tmp_path / f / "summary.csv") for f in "ab")
+    assert set(a["values_source"].dropna()).isdisjoint(set(b["values_source"].dropna()) - {"none"})
+    assert a["variance"][0] == b["variance"][0] and a["variance"][1] != b["variance"][1]
+
+
+def test_several_processes_give_the_same_bits(tmp_path, measure):
+    """A real command, outside this process: two loky workers against one serial job."""
+    command = [sys.executable, str(SCRIPT), "-m", *SMALL, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for folder in storage.find_runs(tmp_path / "results" / "runs"):
+        seed = json.loads((folder / "provenance.json").read_text())["seeds"]["rollout"]
+        measure(*SMALL, f"seed={seed}", f"out=single{seed}")
+        same_numbers(folder, tmp_path / f"single{seed}")
+
+
+def test_help_reads_well(measure):
+    done = measure("--help")
+    assert done.code in (0, None)
+    for word in ("python scripts/measure.py env=frozenlake", "phi: advantage", "gamma: 1.0", "conf/measure.yaml"):
+        assert word in done.out

@@ -1,0 +1,117 @@
+"""Guards at the borders of rooms: every message says what was expected, what came and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+class InputError(ValueError):
+    """Input that varlab cannot use; the message is one sentence for the user."""
+
+
+def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
+    """Return the ``count`` members of ``known`` closest to ``word``, or all of them if none is close, as text."""
+    known = sorted(known)
+    # Compare without case first: "cartpole" should find "CartPole-v1".
+    lower = {k.lower(): k for k in known}
+    close = [lower[k] for k in difflib.get_close_matches(word.lower(), lower, n=count, cutoff=0.5)]
+    return ", ".join(close or known)
+
+
+def one_of(what: str, word: str, known: Iterable[str]) -> str:
+    """Return ``word`` if it is among ``known``.
+
+    Args:
+        what: what the word names, for the message.
+        word: the word given.
+        known: the words accepted.
+
+    Returns:
+        The word.
+
+    Raises:
+        InputError: naming the nearest known words.
+    """
+    known = list(known)
+    if word not in known:
+        raise InputError(f"No {what} is called '{word}'; the nearest names are {nearest(str(word), known)}.")
+    return word
+
+
+def positive_int(what: str, value: object, least: int = 1) -> int:
+    """Return ``value`` as an int of at least ``least``.
+
+    Raises:
+        InputError: if it is not one.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or int(value) != value or value < least:
+        raise InputError(f"{what} must be a whole number of at least {least}, but it is {value!r}; set {what} to such a number.")
+    return int(value)
+
+
+def in_range(what: str, value: float, low: float, high: float) -> float:
+    """Return ``value`` if low ≤ value ≤ high.
+
+    Raises:
+        InputError: if it lies outside or is not a number.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not low <= number <= high:
+        raise InputError(f"{what} must lie in [{low:g}, {high:g}], but it is {value!r}; set {what} inside that range.")
+    return number
+
+
+def finite_rows(what: str, x: Tensor, env: str, first_trajectory: int, time: int | Tensor, episode: Tensor) -> None:
+    """Check that a flat quantity has no NaN and no infinity.
+
+    Args:
+        what: ``reward``, ``observation`` or another name for the message.
+        x: [m, ...] rows.
+        env: name of the environment.
+        first_trajectory: number of the first trajectory of this part within the run.
+        time: the step t of all rows, or of each.
+        episode: [m] index of each row's trajectory within the part.
+
+    Raises:
+        InputError: naming environment, trajectory and step of the first bad row.
+    """
+    if not x.is_floating_point() or torch.isfinite(x.sum()):  # a finite sum is the cheap proof that every entry is finite
+        return
+    good = torch.isfinite(x.reshape(x.shape[0], -1)).all(1)
+    if bool(good.all()):
+        return  # a huge but finite batch whose sum overflowed
+    row = int((~good).nonzero()[0])
+    t = int(time if isinstance(time, int) else time[row])
+    value = x[row].detach().cpu().numpy()
+    raise InputError(
+        f"A finite {what} was expected from {env}, but trajectory {first_trajectory + int(episode[row])} gave {value} at "
+        f"step {t}; mend the environment or the policy that produced it."
+    )
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """Return a usable torch device.
+
+    Raises:
+        InputError: if the name is unknown or the device is absent.
+    """
+    try:
+        wanted = torch.device(device)
+        torch.empty(1, device=wanted)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"A usable torch device was expected, but '{device}' is not one here ({str(error).splitlines()[0]}); use device=cpu."
+        ) from error
+    return wanted
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return ``float32`` or ``float64`` as a torch dtype."""
+    return getattr(torch, one_of("dtype", name, ("float32", "float64")))

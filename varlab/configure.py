@@ -1,0 +1,241 @@
+"""From configuration to arguments: what scripts hand to ``varlab.measure``, and Hydra's complaints as one sentence.
+
+Names in a configuration are looked up in the registries of the rooms; nothing in a file is imported or run by name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from varlab import checks, storage
+from varlab.checks import InputError
+
+log = logging.getLogger(__name__)
+
+
+def choices(phi: Mapping[str, Mapping[str, Any] | None]) -> list[Any]:
+    """Return the estimators that a ``phi`` configuration names, in its order.
+
+    A list-valued argument stands for one Φ per value (several lists: every combination).
+
+    Args:
+        phi: arguments by name, such as ``{"gae": {"lam": [0.9, 1.0]}}``.
+
+    Returns:
+        The estimators.
+
+    Raises:
+        InputError: if an entry is not a mapping of arguments.
+    """
+    from varlab import estimators
+
+    made = []
+    for name, arguments in phi.items():
+        if not isinstance(arguments, (Mapping, type(None))):
+            raise InputError(
+                f"Arguments in braces were expected for phi.{name}, but it is {arguments!r}; write phi.{name}={{}} or give them."
+            )
+        keys = list(arguments or {})
+        values = [v if isinstance(v, list) else [v] for v in (arguments or {}).values()]
+        made += [estimators.make(name, **dict(zip(keys, combination, strict=True))) for combination in itertools.product(*values)]
+    return made
+
+
+def arguments(cfg: DictConfig) -> dict[str, Any]:
+    """Build everything that ``varlab.measure`` needs from a composed configuration.
+
+    Args:
+        cfg: ``conf/measure.yaml`` with its groups.
+
+    Returns:
+        The keyword arguments of :func:`varlab.measure` that say what is measured, and the labels of its rows.
+
+    Raises:
+        InputError: for a setting that cannot be used.
+    """
+    from varlab import envs, policies
+    from varlab.values import CriticSettings
+
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise InputError(f"A value was expected for {missing[0]}, but none came; give {missing[0]}=….")
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    env = envs.make(plain["env"]["id"], plain["env"]["horizon"], **plain["env"]["kwargs"])
+    policy = policies.make(env=env, theta_seed=_seed("theta.seed", plain["theta"]["seed"]), **plain["policy"])
+    theta = f"seed={plain['theta']['seed']}"
+    if plain["theta"]["file"] is not None:
+        theta = f"file:{storage.load_theta(plain['theta']['file'], policy)[:8]}"
+    critic = dict(plain["critic"])
+    if critic["init"] is not None:
+        critic["init"] = storage.read_tensors(critic["init"])
+    if critic["seed"] is not None:
+        critic["seed"] = _seed("critic.seed", critic["seed"])
+    reference = plain["reference"]
+    same = ("cut", "at_cut", "objectives", "part_size", "chunk", "dtype", "device")
+    return {
+        "env": env,
+        "policy": policy,
+        "phi": choices(plain["phi"]),
+        "n": checks.positive_int("n", plain["n"]),
+        "gamma": checks.in_range("gamma", plain["gamma"], 0.0, 1.0),
+        "discount_weighting": _switch("discount_weighting", plain["discount_weighting"]),
+        "values": plain["values"]["source"],
+        "critic": CriticSettings(**critic),
+        "reference": reference["kind"],
+        "n_reference": None if reference["n"] is None else checks.positive_int("reference.n", reference["n"]),
+        "max_reference": checks.positive_int("reference.max", reference["max"]),
+        "reference_seed": _seed("reference.seed", reference["seed"]),
+        "seed": _seed("seed", plain["seed"]),
+        "batch_size": checks.positive_int("batch_size", plain["batch_size"]),
+        "draws": checks.positive_int("draws", plain["draws"]),
+        "pilot": checks.positive_int("pilot", plain["pilot"]),
+        "memory_limit": checks.positive_int("memory_limit", plain["memory_limit"]),
+        "per_parameter": _switch("per_parameter", plain["per_parameter"]),
+        "theta": theta,
+        "env_label": plain["env"]["id"],
+        "policy_label": plain["policy"]["kind"],
+        **{key: plain[key] for key in same},
+    }
+
+
+def seeds(cfg: DictConfig) -> dict[str, int]:
+    """Return the root seeds of a configuration by the stream they begin."""
+    critic = cfg.critic.seed if cfg.critic.seed is not None else cfg.seed
+    return {"rollout": cfg.seed, "theta": cfg.theta.seed, "critic": critic, "reference": cfg.reference.seed}
+
+
+def _seed(what: str, value: object) -> int:
+    return checks.positive_int(what, value, least=0)
+
+
+def _switch(what: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{what} must be true or false, but it is {value!r}; set {what}=true or {what}=false.")
+    return value
+
+
+# ---- Hydra ----------------------------------------------------------------------------------------------------------------
+
+
+class JobLog(Callback):
+    """Says on the spot how a job of a multirun failed: bad input as its sentence, anything else with its traceback.
+
+    Hydra itself shows the first failure only, and only after the last job.
+    """
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Log a failed job.
+
+        Args:
+            config: composed configuration with Hydra's own node.
+            job_return: what the job returned or raised.
+            **kwargs: what later versions of Hydra may add.
+        """
+        if job_return.status != JobStatus.FAILED or config.hydra.mode != RunMode.MULTIRUN:
+            return  # a single run raises what was wrong
+        error = job_return._return_value  # the property would raise it
+        name = f"Job {config.hydra.job.num} ({' '.join(job_return.overrides or [])})"
+        if isinstance(error, InputError):
+            log.error("%s: %s", name, error)
+        else:
+            log.error("%s failed.", name, exc_info=error)
+
+
+def refuse_out_in_multirun(words: Iterable[str]) -> None:
+    """Refuse ``out=`` together with ``-m`` before Hydra writes anything.
+
+    Args:
+        words: the command line after the script's name.
+
+    Raises:
+        InputError: if both are there.
+    """
+    words = list(words)
+    sweeping = any(w == "-m" or w.startswith("--m") or w.lower() == "hydra.mode=multirun" for w in words)
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        if sweeping and key == "out" and value not in ("", "null"):
+            raise InputError(
+                f"No out= was expected in a multirun, whose jobs would share one folder, but {word} came; leave it out or set "
+                "hydra.sweep.dir= to choose where the jobs' folders go."
+            )
+
+
+def explain(error: Exception, words: Sequence[str], conf: str | Path, config_name: str) -> str:
+    """Return what was wrong with a configuration as one sentence.
+
+    Args:
+        error: what Hydra or OmegaConf raised.
+        words: the command line after the script's name.
+        conf: the folder of configuration files.
+        config_name: the primary configuration.
+
+    Returns:
+        One sentence; a mistyped group choice or key comes with the nearest names.
+    """
+    group, _, choice = (getattr(error, "missing_cfg_file", None) or "").rpartition("/")
+    known = [path.stem for path in (Path(conf) / group).glob("*.yaml")]
+    if group and known and isinstance(error, MissingConfigException):
+        return f"No choice of {group} is called '{choice}'; the nearest names are {checks.nearest(choice, known)}."
+    key = re.match(r"Could not override '([^']+)'", str(error))
+    if key:
+        known = _known_keys(words, Path(conf), config_name)
+        if key[1] in known:
+            return f"Only entries that '{key[1]}' has already can be changed this way; add a new one as +{key[1]}.name=value."
+        near = _nearest_keys(key[1], known)
+        return f"No setting is called '{key[1]}'; the nearest names are {near} (--help lists all, and a plus adds a new one)."
+    if isinstance(error, OverrideParseException):
+        return f"A setting written as key=value was expected, but '{error.override}' came; mend it or leave it out."
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"The configuration could not be composed: {' '.join(lines)}"
+
+
+def _known_keys(words: Sequence[str], conf: Path, config_name: str) -> list[str]:
+    """Return the groups, and the keys under the groups that the command line chose."""
+    groups = [path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra"]
+    chosen = []
+    for word in words:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException:
+            continue
+        if override.key_or_group in groups and not override.is_sweep_override():
+            chosen.append(word)
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+        try:
+            cfg = compose(config_name, chosen)
+        except (HydraException, OmegaConfBaseException):
+            cfg = compose(config_name)
+    return sorted({*groups, *_paths(OmegaConf.to_container(cfg, resolve=False))})
+
+
+def _nearest_keys(key: str, known: Sequence[str]) -> str:
+    """Return the keys that end like ``key`` (horizon: env.horizon), else the nearest beside the place where it would stand."""
+    alike = [path for path in known if path.endswith(f".{key}")]
+    if alike:
+        return ", ".join(alike)
+    parent = key.rpartition(".")[0]
+    while parent and parent not in known:
+        parent = parent.rpartition(".")[0]
+    return checks.nearest(key, [path for path in known if path.rpartition(".")[0] == parent] or known)
+
+
+def _paths(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{key}.")

@@ -1,0 +1,7 @@
+"""Worlds: any Gymnasium id with Discrete or Box spaces, and finite MDPs given as outcome lists."""
+
+from varlab.envs.base import Environment
+from varlab.envs.finite import FiniteMDP, environment
+from varlab.envs.registry import horizon_for, make
+
+__all__ = ["Environment", "FiniteMDP", "environment", "horizon_for", "make"]

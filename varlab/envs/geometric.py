@@ -1,0 +1,63 @@
+"""The infinite-horizon discounted objective as termination with probability 1 − γ after every step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varlab import checks, rng
+from varlab.envs.base import Environment
+from varlab.envs.finite import FiniteSimulator
+from varlab.types import Simulator
+
+
+class GeometricSimulator:
+    """Another simulator whose episodes also end with probability 1 − γ after each step."""
+
+    def __init__(self, inner: Simulator, gamma: float, device: torch.device) -> None:
+        """Wrap ``inner``."""
+        self.inner, self.gamma, self.device = inner, gamma, device
+
+    def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
+        """Begin n episodes (the endings have a generator of their own) and return their observations."""
+        world, endings = seed.spawn(2)
+        self.generator = rng.torch_generator(endings, self.device)
+        return self.inner.reset(n, world)
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Advance the live episodes, end each with probability 1 − γ; return observation, reward, termination."""
+        obs, reward, terminated = self.inner.step(action)
+        u = torch.rand(reward.shape[0], generator=self.generator, device=self.device, dtype=torch.float64)
+        return obs, reward, terminated | (u >= self.gamma)
+
+    def keep(self, alive: Tensor) -> None:
+        """Drop finished episodes."""
+        self.inner.keep(alive)
+
+
+def with_termination(env: Environment, gamma: float) -> Environment:
+    """Return ``env`` ending with probability 1 − γ after each step.
+
+    E Σ_{t<H} r_t of the new world is E Σ_{t<H} γ^t r_t of the old one, so with H large enough
+    (:func:`~varlab.envs.registry.horizon_for`) its undiscounted objective is the infinite-horizon discounted one.
+
+    Args:
+        env: any world.
+        gamma: probability γ of going on, in (0, 1].
+
+    Returns:
+        The new world; finite if ``env`` is.
+    """
+    checks.in_range("gamma", gamma, 0.0, 1.0)
+    identity = {**env.identity, "continuation": gamma}
+    if env.finite is not None:
+        mdp = env.finite.with_termination(gamma)
+        return replace(env, finite=mdp, make_simulator=lambda device: FiniteSimulator(mdp, device), identity=identity)
+    return replace(
+        env,
+        make_simulator=lambda device: GeometricSimulator(env.make_simulator(device), gamma, device),
+        identity=identity,
+    )

@@ -1,0 +1,108 @@
+"""Gymnasium environments as simulators of many episodes: CartPole's vectorised form, and any other id one by one."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from torch import Tensor
+
+from varlab import checks
+
+#: Larger than any horizon: Gymnasium's own time limit is replaced by varlab's.
+NO_LIMIT = 2**31 - 1
+
+
+class CartPoleSimulator:
+    """CartPole-v0/v1 through Gymnasium's numpy-vectorised implementation, shrinking as episodes end."""
+
+    def __init__(self, device: torch.device, **kwargs: object) -> None:
+        """Keep the keyword arguments of :class:`CartPoleVectorEnv` (``sutton_barto_reward``)."""
+        self.device, self.kwargs = device, kwargs
+
+    def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
+        """Begin n episodes and return their observations [n, 4]."""
+        self.env = CartPoleVectorEnv(num_envs=n, max_episode_steps=NO_LIMIT, **self.kwargs)
+        obs, _ = self.env.reset(seed=int(seed.generate_state(1)[0]))
+        return torch.from_numpy(obs).to(self.device)
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Advance the live episodes by one step; return observation, reward, termination."""
+        obs, reward, terminated, _, _ = self.env.step(action.cpu().numpy())
+        return (
+            torch.from_numpy(obs).to(self.device),
+            torch.from_numpy(reward).to(self.device, torch.float64),
+            torch.from_numpy(terminated).to(self.device),
+        )
+
+    def keep(self, alive: Tensor) -> None:
+        """Drop finished episodes from the batch, before Gymnasium would reset them in place."""
+        env, keep = self.env, alive.cpu().numpy()
+        env.state, env.steps, env.prev_done = env.state[:, keep], env.steps[keep], env.prev_done[keep]
+        env.num_envs = int(keep.sum())
+        if env.num_envs:
+            # What batch_space gives, without copying its random generator at every step.
+            env.action_space = gymnasium.spaces.MultiDiscrete(np.full(env.num_envs, env.single_action_space.n))
+
+
+class EpisodeSimulator:
+    """Any Gymnasium environment, one instance per live episode; each episode has a seed of its own.
+
+    Actions of a Box space are clipped to its bounds before they reach the environment: the clipping belongs to the world,
+    and log-probabilities are those of the action that the policy drew.
+    """
+
+    def __init__(self, env_id: str, device: torch.device, **kwargs: object) -> None:
+        """Keep the id and keyword arguments; instances are made on first use and used again."""
+        self.env_id, self.device, self.kwargs = env_id, device, kwargs
+        self.pool: list[gymnasium.Env] = []
+
+    def _observe(self, rows: list[object]) -> Tensor:
+        return torch.from_numpy(np.asarray(rows)).to(self.device)
+
+    def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
+        """Begin n episodes and return their observations [n, ...]."""
+        while len(self.pool) < n:
+            self.pool.append(make_unlimited(self.env_id, **self.kwargs))
+        self.live = self.pool[:n]
+        self.episode = np.arange(n)
+        space = self.live[0].action_space
+        self.bounds = (space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else None
+        seeds = seed.generate_state(n)
+        self.time = 0
+        return self._observe([env.reset(seed=int(s))[0] for env, s in zip(self.live, seeds, strict=True)])
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Advance the live episodes by one step; return observation, reward, termination."""
+        chosen = action.cpu().numpy()
+        if self.bounds is not None:
+            chosen = np.clip(chosen, *self.bounds).astype(self.bounds[0].dtype, copy=False)
+        results = [env.step(a) for env, a in zip(self.live, chosen, strict=True)]
+        self.time += 1
+        obs, reward, terminated, truncated, _ = zip(*results, strict=True)
+        self.cut_short = [t and not e for t, e in zip(truncated, terminated, strict=True)]
+        return (
+            self._observe(list(obs)),
+            torch.tensor(np.asarray(reward, dtype=np.float64), device=self.device),
+            torch.tensor(np.asarray(terminated, dtype=bool), device=self.device),
+        )
+
+    def keep(self, alive: Tensor) -> None:
+        """Drop finished episodes.
+
+        Raises:
+            InputError: if an episode that should go on was truncated by the environment itself.
+        """
+        kept = alive.tolist()
+        if any(k and c for k, c in zip(kept, self.cut_short, strict=True)):
+            raise checks.InputError(
+                f"{self.env_id} was expected to run to the horizon, but it truncated an episode by itself after {self.time} "
+                f"steps; set horizon={self.time} or lower, or lift the limit inside the environment."
+            )
+        self.live = [env for env, k in zip(self.live, kept, strict=True) if k]
+
+
+def make_unlimited(env_id: str, **kwargs: object) -> gymnasium.Env:
+    """Make one environment without Gymnasium's time limit and without its passive checker."""
+    return gymnasium.make(env_id, max_episode_steps=-1, disable_env_checker=True, **kwargs)

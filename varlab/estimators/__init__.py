@@ -1,0 +1,21 @@
+"""Estimators: which weight Φ_t each score receives."""
+
+from varlab.estimators import action_values, baselines, bootstrapped, returns  # noqa: F401  (importing registers)
+from varlab.estimators.base import AT_CUT, REGISTRY, Batch, Estimator, register, tail_sum, weight
+from varlab.estimators.baselines import Baseline
+from varlab.estimators.registry import SOURCE_TEXT, make, parse, resolve
+
+__all__ = [
+    "AT_CUT",
+    "REGISTRY",
+    "SOURCE_TEXT",
+    "Baseline",
+    "Batch",
+    "Estimator",
+    "make",
+    "parse",
+    "register",
+    "resolve",
+    "tail_sum",
+    "weight",
+]

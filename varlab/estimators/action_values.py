@@ -1,0 +1,51 @@
+"""Φ from action values: Q_t(s_t, a_t) and the advantage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from varlab.estimators.base import Batch, Estimator, register
+
+THEOREM = (
+    "Policy Gradient Methods for Reinforcement Learning with Function Approximation (Sutton, McAllester, Singh, Mansour, 2000)"
+)
+
+
+@register
+@dataclass(frozen=True)
+class QValue(Estimator):
+    """Φ_t = Q_t(s_t, a_t): the mean of G_t given state and action, by the law of iterated expectation.
+
+    Source: Policy Gradient Methods for Reinforcement Learning with Function Approximation (Sutton et al., 2000).
+    """
+
+    name = "q_value"
+    needs = frozenset({"q"})
+    unbiased = "given exact values"
+    formula = "Q_t(s_t, a_t)"
+    source = THEOREM
+
+    def phi(self, batch: Batch) -> Tensor:
+        """Return Q_t(s_t, a_t), [M]."""
+        return batch.values.q
+
+
+@register
+@dataclass(frozen=True)
+class Advantage(Estimator):
+    """Φ_t = A_t = Q_t(s_t, a_t) − V_t(s_t): Q with the value function as baseline.
+
+    Source: Policy Gradient Methods for Reinforcement Learning with Function Approximation (Sutton et al., 2000).
+    """
+
+    name = "advantage"
+    needs = frozenset({"q", "v"})
+    unbiased = "given exact values"
+    formula = "Q_t(s_t, a_t) − V_t(s_t)"
+    source = THEOREM
+
+    def phi(self, batch: Batch) -> Tensor:
+        """Return A_t, [M]."""
+        return batch.values.q - batch.values.v

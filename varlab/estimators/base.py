@@ -1,0 +1,159 @@
+"""What an estimator is: a rule that gives each step of a trajectory its weight Φ_t, so that g = Σ_t w_t z_t Φ_t.
+
+A new Φ is one class: a name, what it needs, what it claims, its source, and ``phi``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from varlab import checks
+from varlab.types import Trajectories, Values
+
+AT_CUT = ("terminal", "bootstrap", "wrong_state")
+#: What a Φ may claim of E g = ∇J.
+CLAIMS = ("always", "given exact values", "biased")
+
+
+def tail_sum(traj: Trajectories, x: Tensor, factor: float) -> Tensor:
+    """Return y_t = x_t + factor · y_{t+1} within each episode, y_T = 0.
+
+    Args:
+        traj: says where episodes begin and end.
+        x: [M] flat.
+        factor: γ for reward-to-go, γλ for GAE.
+
+    Returns:
+        [M] flat.
+    """
+    if factor == 0.0:
+        return x
+    columns = traj.padded(x).T.contiguous()  # zeros after each end leave the sums alone
+    for t in range(columns.shape[0] - 2, -1, -1):
+        columns[t].add_(columns[t + 1], alpha=factor)
+    return traj.flat(columns.T)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a Φ reads: trajectories, values at their steps, γ, and the rule at a cut.
+
+    Attributes:
+        traj: N trajectories.
+        values: values that were asked for.
+        gamma: γ.
+        at_cut: what follows an episode alive at the cut L < H: ``terminal`` (0), ``bootstrap`` (V_L(s_L)) or
+            ``wrong_state`` (V_L(s_{L−1})). At t = H it is 0 whatever the rule.
+    """
+
+    traj: Trajectories
+    values: Values
+    gamma: float
+    at_cut: str = "bootstrap"
+
+    @cached_property
+    def reward(self) -> Tensor:
+        """[M] r_t, with γ times the value that the rule puts after a cut added to an episode's last reward."""
+        traj = self.traj
+        cut = traj.truncated & (traj.length < traj.horizon)
+        if self.at_cut == "terminal" or not bool(cut.any()):
+            return traj.reward
+        end = self.values.v_last if self.at_cut == "bootstrap" else self.values.v_stale
+        reward = traj.reward.clone()
+        reward[traj.last_row[cut]] += self.gamma * end[cut]
+        return reward
+
+    @cached_property
+    def reward_to_go(self) -> Tensor:
+        """[M] G_t = r_t + γ G_{t+1}."""
+        return tail_sum(self.traj, self.reward, self.gamma)
+
+    @cached_property
+    def td_residual(self) -> Tensor:
+        """[M] δ_t = r_t + γ V_{t+1}(s_{t+1}) − V_t(s_t); what follows the last step is inside its reward."""
+        v = self.values.v
+        v_next = torch.zeros_like(v)
+        v_next[:-1] = v[1:]
+        v_next[self.traj.last_row] = 0.0
+        return self.reward + self.gamma * v_next - v
+
+    @cached_property
+    def discount(self) -> Tensor:
+        """[M] γ^t."""
+        return self.gamma ** self.traj.time.double()
+
+
+@dataclass(frozen=True)
+class Estimator(ABC):
+    """One choice of Φ_t.
+
+    Attributes:
+        name: its name in code, configuration, files and figures.
+        needs: which of ``v`` and ``q`` it reads.
+        unbiased: ``always``, ``given exact values`` or ``biased``.
+        weighted: whether the step weight w_t = γ^t applies (not to total_return, whose R_γ holds it already).
+        fits: whether :meth:`fit` takes numbers from the critic stream.
+        formula: for tables.
+        source: title, authors, year.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    unbiased: ClassVar[str] = "always"
+    weighted: ClassVar[bool] = True
+    fits: ClassVar[bool] = False
+    formula: ClassVar[str]
+    source: ClassVar[str]
+
+    @property
+    def label(self) -> str:
+        """The name with its arguments, such as ``gae(lam=0.95)``."""
+        arguments = [f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if f.repr]
+        return self.name + (f"({', '.join(arguments)})" if arguments else "")
+
+    def fit(self, batch: Batch) -> Estimator:
+        """Return this estimator with the numbers it takes from the critic stream (none by default)."""
+        return self
+
+    @abstractmethod
+    def phi(self, batch: Batch) -> Tensor:
+        """Return Φ_t [M] float64 at every step of the batch."""
+
+
+REGISTRY: dict[str, type[Estimator]] = {}
+
+
+def register(cls: type[Estimator]) -> type[Estimator]:
+    """Enter a class under its name."""
+    REGISTRY[cls.name] = cls
+    return cls
+
+
+def weight(estimator: Estimator, batch: Batch, discount_weighting: bool) -> Tensor:
+    """Return w_t Φ_t [M]: what multiplies the score z_t.
+
+    Args:
+        estimator: the choice of Φ.
+        batch: what it reads.
+        discount_weighting: w_t = γ^t if true, 1 if false.
+
+    Returns:
+        [M] float64.
+
+    Raises:
+        InputError: if Φ gave another shape.
+    """
+    phi = estimator.phi(batch)
+    if phi.shape != batch.traj.reward.shape:
+        raise checks.InputError(
+            f"One Φ_t for each of the {batch.traj.steps} steps was expected from {estimator.label}, but it gave shape "
+            f"{tuple(phi.shape)}; return a flat tensor [M]."
+        )
+    return phi * batch.discount if discount_weighting and estimator.weighted and batch.gamma != 1.0 else phi

@@ -1,0 +1,203 @@
+"""measure(): carries out a plan. Critic, pilot and reference first, then the blocks are streamed and reduced."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from varlab import estimators
+from varlab.analysis.moments import Block, collect, keep_per_parameter
+from varlab.analysis.statistics import summarise
+from varlab.envs.base import Environment
+from varlab.estimators.base import Batch, Estimator
+from varlab.plans import BLOCKS, Plan, plan
+from varlab.preparation import Pilot, Preparation, Progress
+from varlab.rng import Streams, numpy_generator
+from varlab.rollout import parts
+from varlab.summary import frame, notes
+from varlab.types import Layout, Moments, Reference, Trajectories, Values
+from varlab.values.critic import Critic
+
+log = logging.getLogger(__name__)
+
+Sink = Callable[[pd.DataFrame], None]
+
+__all__ = ["Plan", "Result", "measure", "plan", "run"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a measurement found.
+
+    Attributes:
+        summary: one row per Φ and objective, with the columns of :data:`varlab.summary.COLUMNS`.
+        moments: block moments.
+        references: objective → reference gradient.
+        notes: sentences a reader of the table should know.
+        digest: content digest of the settings.
+        settings: the numeric settings that the digest covers.
+        steps: stream → environment steps.
+        wall: seconds.
+        critic: fitted V_φ and Q_φ, or None.
+        trajectories: per-trajectory scalars, or None where a sink took them.
+    """
+
+    summary: pd.DataFrame
+    moments: Moments
+    references: Mapping[str, Reference]
+    notes: tuple[str, ...]
+    digest: str
+    settings: Mapping[str, object]
+    steps: Mapping[str, int]
+    wall: float
+    critic: Critic | None = None
+    trajectories: pd.DataFrame | None = None
+
+
+def measure(
+    env: Environment | str,
+    policy: nn.Module,
+    phi: Sequence[str | Estimator] | str | Estimator = estimators.SOURCE_TEXT,
+    *,
+    cache: object | None = None,
+    sink: Sink | None = None,
+    progress: Progress | None = None,
+    **settings: object,
+) -> Result:
+    """Measure mean, bias and variance of the policy gradient under every Φ at fixed θ.
+
+    Args:
+        env: a world, or a Gymnasium id.
+        policy: module whose forward gives a torch Distribution; it is copied, never changed.
+        phi: names such as ``gae(lam=0.95)`` or :class:`~varlab.estimators.Estimator` objects; variance ratios are to
+            ``total_return`` if it is among them, else to the first.
+        cache: keeps references between calls: ``get(digest)`` and ``put(digest, reference)``.
+        sink: called with a frame of per-trajectory scalars part by part; if None they are returned.
+        progress: called with (stream, trajectories done, trajectories in all).
+        **settings: as follows.
+            n: trajectories, at least 50.
+            gamma: discount γ (1).
+            discount_weighting: whether step t is weighted by γ^t (True).
+            cut: L ≤ H, where sampling ends (H).
+            at_cut: terminal, bootstrap or wrong_state: what follows an episode alive at the cut (bootstrap).
+            values: auto (exact on finite MDPs, else critic), exact, critic, or a function of trajectories (auto).
+            critic: :class:`~varlab.values.CriticSettings`.
+            reference: auto (exact on finite MDPs, else sampled), exact, sampled, or a Reference (auto).
+            n_reference: trajectories of a sampled reference; chosen from the pilot if None.
+            max_reference: most trajectories that it may choose (1,000,000).
+            reference_seed: root seed of the reference and its critic (0).
+            objectives: of ``J_1`` and ``J_gamma``, what biases refer to (J_1 if γ = 1, else J_gamma).
+            seed: root seed (0).
+            batch_size: N at which mse and cosine are given (100).
+            pilot: trajectories of the pilot (1000).
+            part_size: most episodes simulated together (chosen from horizon and episode length if None).
+            chunk: trajectories whose gradients are worked on at once (chosen for the cache if None).
+            dtype: float32 or float64.
+            device: torch device.
+            memory_limit: bytes that block moments may take (1 GiB).
+            per_parameter: whether to keep the variance of each parameter (True).
+            draws: sign-bootstrap draws of the bias test (1999).
+            theta, env_label, policy_label: names that the rows carry.
+
+    Returns:
+        The result; ``.summary`` is a DataFrame.
+
+    Raises:
+        InputError: for settings that cannot be used, or NaN and infinities from environment, policy or gradient.
+    """
+    planned = plan(env, policy, phi, **settings)
+    return run(planned, cache=cache, sink=sink, progress=progress)
+
+
+def run(
+    planned: Plan,
+    *,
+    cache: object | None = None,
+    sink: Sink | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Carry out a plan. Arguments and result are those of :func:`measure`."""
+    began = time.perf_counter()
+    job = Preparation(planned, progress)
+    pilot = job.pilot()
+    references = {name: job.reference(name, pilot, cache) for name in planned.options["objectives"]}
+    kept: list[pd.DataFrame] = []
+    moments, sentences = _rollout(job, pilot, references, sink or kept.append)
+    draws, batch_size = planned.options["draws"], planned.options["batch_size"]
+    statistics = {}
+    for i, (name, reference) in enumerate(references.items()):
+        generator = numpy_generator(Streams(job.seed).sequence("bootstrap", i))
+        statistics[name] = summarise(moments, reference, batch_size=batch_size, rng=generator, draws=draws)
+    return Result(
+        summary=frame(planned, moments, references, statistics, job.value_sources(), job.value_steps()),
+        moments=moments,
+        references=references,
+        notes=notes(planned, sentences, job.scores.kind),
+        digest=planned.digest,
+        settings=planned.settings,
+        steps=dict(job.steps),
+        wall=time.perf_counter() - began,
+        critic=job.critic,
+        trajectories=pd.concat(kept, ignore_index=True) if kept else None,
+    )
+
+
+def _rollout(job: Preparation, pilot: Pilot, references: Mapping[str, Reference], sink: Sink) -> tuple[Moments, list[str]]:
+    """Sample the blocks, reduce each, hand per-trajectory scalars on; return moments and what there is to say."""
+    options, labels = job.options, tuple(e.label for e in job.phi)
+    n, comparator = options["n"], labels.index("total_return") if "total_return" in labels else 0
+    per_parameter, sentence = keep_per_parameter(
+        BLOCKS, len(labels), job.scores.num_parameters, options["memory_limit"], options["per_parameter"]
+    )
+    if sentence:
+        log.warning(sentence)
+    layout = Layout(n, BLOCKS, job.part_size(n, pilot.mean_length))
+    directions = torch.stack([torch.from_numpy(r.grad) for r in references.values()]).to(job.device)
+    blocks = [Block(pilot.center, directions, comparator, per_parameter) for _ in range(BLOCKS)]
+    done = 0
+    for b, traj in parts(job.env, job.policy, layout, Streams(job.seed), "rollout", cut=options["cut"], device=job.device):
+        norm_sq = torch.empty(len(traj), len(labels), dtype=torch.float64, device=job.device)
+        dot = norm_sq.new_empty(*norm_sq.shape, len(references))
+        for chunk, scores, phi in job.chunks(traj, job.weights(traj)):
+            norm_sq[chunk.index], dot[chunk.index] = blocks[b].add(scores, phi)
+            job.check_gradient(norm_sq[chunk.index], chunk.index, "trajectory", done)
+        blocks[b].steps += traj.steps
+        sink(_scalars(traj, b, done, norm_sq, dot, labels, tuple(references), job.gamma))
+        done += len(traj)
+        job.progress("rollout", done, n)
+    moments = collect(blocks, labels, comparator=comparator)
+    job.steps["rollout"] = int(moments.steps.sum())
+    return moments, [sentence] if sentence else []
+
+
+def _scalars(
+    traj: Trajectories,
+    block: int,
+    first: int,
+    norm_sq: Tensor,
+    dot: Tensor,
+    labels: tuple[str, ...],
+    refs: tuple[str, ...],
+    gamma: float,
+) -> pd.DataFrame:
+    """Per-trajectory scalars of one part, float32 except counts."""
+    start = Batch(traj, Values(), gamma, "terminal").reward_to_go[traj.offsets[:-1]]
+    columns = {
+        "trajectory": np.arange(first, first + len(traj)),
+        "block": np.full(len(traj), block, dtype=np.int32),
+        "return": start.cpu().numpy().astype(np.float32),
+        "length": traj.length.cpu().numpy().astype(np.int32),
+    }
+    squares, dots = norm_sq.cpu().numpy().astype(np.float32), dot.cpu().numpy().astype(np.float32)
+    for k, label in enumerate(labels):
+        columns[f"norm_sq[{label}]"] = squares[:, k]
+        for r, name in enumerate(refs):
+            columns[f"dot[{label}]" if len(refs) == 1 else f"dot[{label}|{name}]"] = dots[:, k, r]
+    return pd.DataFrame(columns)

@@ -1,0 +1,137 @@
+"""A measurement before it runs: every setting checked, resolved and digested, nothing sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+import varlab
+from varlab import checks, estimators, storage
+from varlab.envs.base import Environment
+from varlab.envs.registry import make as make_env
+from varlab.estimators.base import Estimator
+from varlab.types import Reference, Trajectories, Values
+from varlab.values.critic import CriticSettings
+
+#: Blocks of every measurement: the unit of every interval, whatever n.
+BLOCKS = 50
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A measurement before it runs: resolved objects, settings and digest."""
+
+    env: Environment
+    policy: nn.Module
+    phi: tuple[Estimator, ...]
+    settings: Mapping[str, object]
+    digest: str
+    options: Mapping[str, object] = field(default_factory=dict)
+
+
+def plan(
+    env: Environment | str,
+    policy: nn.Module,
+    phi: Sequence[str | Estimator] | str | Estimator = estimators.SOURCE_TEXT,
+    *,
+    n: int,
+    gamma: float = 1.0,
+    discount_weighting: bool = True,
+    cut: int | None = None,
+    at_cut: str = "bootstrap",
+    values: str | Callable[[Trajectories, frozenset[str]], Values] = "auto",  # noqa: A002
+    critic: CriticSettings | None = None,
+    reference: str | Reference = "auto",
+    n_reference: int | None = None,
+    max_reference: int = 1_000_000,
+    reference_seed: int = 0,
+    objectives: Sequence[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    pilot: int = 1000,
+    part_size: int | None = None,
+    chunk: int | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    memory_limit: int = 2**30,
+    per_parameter: bool = True,
+    draws: int = 1999,
+    theta: str = "given",
+    env_label: str | None = None,
+    policy_label: str | None = None,
+) -> Plan:
+    """Check every setting and compute the digest without sampling. Arguments are those of :func:`measure`.
+
+    Returns:
+        What :func:`measure` would do.
+
+    Raises:
+        InputError: for any setting that cannot be used.
+    """
+    env = make_env(env) if isinstance(env, str) else env
+    chosen = estimators.resolve(phi)
+    critic = critic or CriticSettings()
+    checks.positive_int("n", n)
+    if n < BLOCKS:
+        raise checks.InputError(f"At least {BLOCKS} trajectories were expected, one for each block, but n={n}; raise n.")
+    checks.in_range("gamma", gamma, 0.0, 1.0)
+    checks.one_of("rule at_cut", at_cut, estimators.AT_CUT)
+    checks.positive_int("pilot", pilot, 2)
+    for name, value in (("batch_size", batch_size), ("draws", draws), ("max_reference", max_reference)):
+        checks.positive_int(name, value)
+    for name, value in (("seed", seed), ("reference_seed", reference_seed)):
+        checks.positive_int(name, value, 0)
+    if n_reference is not None:
+        checks.positive_int("n_reference", n_reference, BLOCKS)
+    if cut is not None and checks.positive_int("cut", cut) > env.horizon:
+        raise checks.InputError(
+            f"A cut of at most the horizon {env.horizon} was expected, but cut={cut}; lower it or leave it out."
+        )
+    if isinstance(values, str):
+        checks.one_of("source of values", values, ("auto", "exact", "critic"))
+    if isinstance(reference, str):
+        checks.one_of("reference", reference, ("auto", "exact", "sampled"))
+    for what, given in (("values", values), ("reference", reference)):
+        if isinstance(given, str) and given == "exact" and env.finite is None:
+            raise checks.InputError(
+                f"A finite MDP was expected for {what}=exact, but {env.name} has no outcome lists; use {what}=auto."
+            )
+    default = ("J_1",) if gamma == 1.0 else ("J_gamma",)
+    names = tuple(dict.fromkeys(objectives or default))
+    for name in names:
+        checks.one_of("objective", name, ("J_1", "J_gamma"))
+    if gamma == 1.0:
+        names = ("J_1",)
+    checks.dtype_of(dtype)
+    checks.device_of(device)
+    options = {
+        "n": n, "gamma": float(gamma), "discount_weighting": bool(discount_weighting), "cut": cut if cut != env.horizon else None,
+        "at_cut": at_cut, "n_reference": n_reference, "max_reference": max_reference, "reference_seed": reference_seed,
+        "objectives": list(names), "seed": seed, "batch_size": batch_size, "pilot": pilot, "part_size": part_size,
+        "dtype": dtype, "device": torch.device(device).type, "per_parameter": per_parameter, "memory_limit": memory_limit,
+        "draws": draws,
+    }  # fmt: skip
+    critic_settings = {k: v for k, v in vars(critic).items() if k != "init"}
+    critic_settings["hidden"] = list(critic.hidden)
+    critic_settings["init"] = None if critic.init is None else {k: torch.as_tensor(v) for k, v in critic.init.items()}
+    settings = {
+        "numerics": varlab.NUMERICS,
+        "env": dict(env.identity),
+        "horizon": env.horizon,
+        "policy": str(policy),
+        "theta": {k: v.detach() for k, v in policy.state_dict().items()},
+        "phi": [e.label for e in chosen],
+        "values": values if isinstance(values, str) else getattr(values, "source", "user"),
+        "reference": reference if isinstance(reference, str) else reference.digest,
+        "critic": critic_settings,
+        "blocks": BLOCKS,
+        **options,
+    }
+    objects = {
+        "values": values, "reference": reference, "critic": critic, "chunk": chunk, "device": torch.device(device),
+        "theta": theta, "env_label": env_label or env.name, "policy_label": policy_label or type(policy).__name__,
+    }  # fmt: skip
+    return Plan(env, policy, chosen, settings, storage.digest(settings), {**options, **objects})

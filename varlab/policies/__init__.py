@@ -1,0 +1,19 @@
+"""Policies: softmax table, linear, MLP, and any ``nn.Module`` whose forward gives a torch Distribution."""
+
+from varlab.policies.base import Broadcast, log_prob, num_parameters, parameters, prepare, sample
+from varlab.policies.networks import MLP, Linear, SoftmaxTable
+from varlab.policies.registry import KINDS, make
+
+__all__ = [
+    "KINDS",
+    "MLP",
+    "Broadcast",
+    "Linear",
+    "SoftmaxTable",
+    "log_prob",
+    "make",
+    "num_parameters",
+    "parameters",
+    "prepare",
+    "sample",
+]

@@ -1,0 +1,112 @@
+"""What a policy is: any ``nn.Module`` whose forward gives a torch Distribution over actions, one row per observation."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+
+from varlab import checks
+
+
+class Broadcast(nn.Module):
+    """A parameter used directly, the same for every observation (such as log σ): ``forward`` repeats it [n, d].
+
+    As a module of its own it lets the factored scores see ∂ log π / ∂ parameter step by step.
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        """Make ``value`` [d] a parameter."""
+        super().__init__()
+        self.value = nn.Parameter(value)
+
+    def forward(self, like: Tensor) -> Tensor:
+        """Return the parameter repeated for each row of ``like`` [n, ...]."""
+        return self.value.expand(*like.shape[:-1], *self.value.shape)
+
+
+def log_prob(distribution: Distribution, action: Tensor, env: str = "the environment") -> Tensor:
+    """Return log π(a | s) [n], summed over action dimensions.
+
+    Args:
+        distribution: n rows; may be factorised over action dimensions (batch shape [n, d]).
+        action: [n] or [n, d].
+        env: name for messages.
+
+    Returns:
+        [n] log-probabilities.
+
+    Raises:
+        InputError: if the distribution does not fit the actions.
+    """
+    try:
+        value = distribution.log_prob(action)
+    except (ValueError, RuntimeError) as error:
+        raise checks.InputError(
+            f"A policy distribution over actions of shape {tuple(action.shape[1:])} was expected for {env}, but its log_prob "
+            f"refused them: {str(error).splitlines()[0]}; give the last layer one output per action."
+        ) from error
+    return value.flatten(1).sum(1) if value.dim() > 1 else value
+
+
+def sample(distribution: Distribution, generator: torch.Generator) -> Tensor:
+    """Draw one action per row with a given generator.
+
+    torch distributions draw from the global generator only; the common families are drawn here by their definitions, any
+    other through a fork of the global state that is restored afterwards.
+
+    Args:
+        distribution: n rows.
+        generator: source of randomness.
+
+    Returns:
+        [n] or [n, d] actions.
+    """
+    inner = distribution.base_dist if isinstance(distribution, Independent) else distribution
+    if isinstance(inner, Categorical) and inner is distribution:
+        cumulative = inner.probs.cumsum(-1)[..., :-1]
+        u = torch.rand(cumulative.shape[:-1], generator=generator, device=cumulative.device, dtype=torch.float64)
+        return (u.unsqueeze(-1) >= cumulative).sum(-1)
+    if isinstance(inner, Normal):
+        noise = torch.randn(inner.loc.shape, generator=generator, device=inner.loc.device, dtype=inner.loc.dtype)
+        return torch.addcmul(inner.loc, inner.scale, noise)
+    seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+    with torch.random.fork_rng(devices=[generator.device] if generator.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        return distribution.sample()
+
+
+def parameters(policy: nn.Module) -> dict[str, nn.Parameter]:
+    """Return θ: the parameters with requires_grad, each once, in the order of ``named_parameters``."""
+    return {name: p for name, p in policy.named_parameters() if p.requires_grad}
+
+
+def num_parameters(policy: nn.Module) -> int:
+    """P, the length of θ."""
+    return sum(p.numel() for p in parameters(policy).values())
+
+
+def prepare(policy: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Return a copy of the policy in ``dtype`` on ``device``, in evaluation mode; the caller's module is not touched.
+
+    Raises:
+        InputError: if no parameter asks for a gradient, or one is not finite.
+    """
+    copied = copy.deepcopy(policy).to(device=device, dtype=dtype).eval()
+    if not parameters(copied):
+        raise checks.InputError(
+            "A policy with parameters that require a gradient was expected, but all are frozen; set requires_grad on θ."
+        )
+    for name, p in copied.named_parameters():
+        if not bool(torch.isfinite(p).all()):
+            raise checks.InputError(f"Finite parameters were expected, but '{name}' holds NaN or infinity; load another θ.")
+    return copied
+
+
+def features(obs: Tensor, num_classes: int | None, dtype: torch.dtype) -> Tensor:
+    """Return what a network reads: one-hot rows [n, S] for Discrete observations, flattened numbers [n, d] otherwise."""
+    if num_classes is None:
+        return obs.to(dtype).flatten(1) if obs.dim() > 2 else obs.to(dtype)
+    return torch.nn.functional.one_hot(obs.long(), num_classes).to(dtype)

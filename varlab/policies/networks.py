@@ -1,0 +1,101 @@
+"""Softmax tables, linear policies and multilayer perceptrons; categorical and diagonal Gaussian."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+
+from varlab import checks
+from varlab.envs.base import Environment
+from varlab.policies.base import Broadcast, features
+
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU}
+
+
+class SoftmaxTable(nn.Module):
+    r"""Tabular softmax: π(a | s) = exp θ[s, a] / Σ_b exp θ[s, b].
+
+    The score has the closed form ∂ log π(a | s) / ∂ θ[s, b] = 1{a = b} − π(b | s).
+    """
+
+    def __init__(self, env: Environment, logits: Tensor | None = None) -> None:
+        """Start from ``logits`` [S, A], zero if None.
+
+        Raises:
+            InputError: if states or actions are not Discrete, or the logits have another shape.
+        """
+        super().__init__()
+        if not (env.discrete_observations and env.discrete_actions):
+            raise checks.InputError(
+                f"Discrete observations and actions were expected for a softmax table, but {env.name} has "
+                f"{env.observation_space} and {env.action_space}; use policy=mlp or policy=linear."
+            )
+        shape = (env.num_features, env.num_actions)
+        if logits is not None and tuple(logits.shape) != shape:
+            raise checks.InputError(
+                f"Logits of shape {shape} (states, actions) were expected for {env.name}, but came {tuple(logits.shape)}; "
+                "give one row per state."
+            )
+        self.logits = nn.Embedding(*shape, _weight=torch.zeros(shape) if logits is None else logits.detach().clone())
+
+    def forward(self, obs: Tensor) -> Distribution:
+        """Return the categorical distribution at states ``obs`` [...]."""
+        return Categorical(logits=self.logits(obs), validate_args=False)
+
+
+class NetworkPolicy(nn.Module):
+    """A network with a categorical head (logits) or a diagonal Gaussian head (mean, state-independent log σ)."""
+
+    def __init__(self, env: Environment, net: nn.Module, log_std: float) -> None:
+        """Wrap ``net``, which maps features [n, d] to one output per action (or action dimension)."""
+        super().__init__()
+        self.net = net
+        self.num_classes = env.num_features if env.discrete_observations else None
+        self.discrete = env.discrete_actions
+        if not self.discrete:
+            self.log_std = Broadcast(torch.full((env.num_actions,), float(log_std)))
+
+    def forward(self, obs: Tensor) -> Distribution:
+        """Return the action distribution at observations [n, ...]."""
+        out = self.net(features(obs, self.num_classes, next(self.net.parameters()).dtype))
+        if self.discrete:
+            return Categorical(logits=out, validate_args=False)
+        return Independent(Normal(out, self.log_std(out).exp(), validate_args=False), 1, validate_args=False)
+
+
+class Linear(NetworkPolicy):
+    """Linear policy: logits or means W x + c."""
+
+    def __init__(self, env: Environment, log_std: float = -0.5) -> None:
+        """Build with torch's default initialisation."""
+        super().__init__(env, nn.Linear(env.num_features, env.num_actions), log_std)
+
+
+class MLP(NetworkPolicy):
+    """Multilayer perceptron, such as 4-64-64-2 for CartPole (4,610 parameters)."""
+
+    def __init__(
+        self, env: Environment, hidden: Sequence[int] = (64, 64), activation: str = "tanh", log_std: float = -0.5
+    ) -> None:
+        """Build with torch's default initialisation.
+
+        Args:
+            env: gives input and output sizes.
+            hidden: widths of the hidden layers.
+            activation: a name in ``ACTIVATIONS``.
+            log_std: initial log σ of a Gaussian head.
+        """
+        sizes = [env.num_features, *(checks.positive_int("hidden", h) for h in hidden), env.num_actions]
+        function = ACTIVATIONS[checks.one_of("activation", activation, ACTIVATIONS)]
+        super().__init__(env, mlp(sizes, function), log_std)
+
+
+def mlp(sizes: Sequence[int], activation: type[nn.Module]) -> nn.Sequential:
+    """Return linear layers of the given sizes with ``activation`` between them."""
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        layers += [*([activation()] if i else []), nn.Linear(fan_in, fan_out)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,60 @@
+"""One door to the built-in policies: ``make(kind, env, …)`` with θ drawn from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from varlab import checks, rng
+from varlab.envs.base import Environment
+from varlab.policies.networks import MLP, Linear, SoftmaxTable
+
+KINDS = ("softmax_table", "linear", "mlp")
+
+
+def make(
+    kind: str,
+    env: Environment,
+    *,
+    theta_seed: int = 0,
+    scale: float = 1.0,
+    hidden: Sequence[int] = (64, 64),
+    activation: str = "tanh",
+    log_std: float = -0.5,
+) -> nn.Module:
+    """Return a policy whose θ depends only on ``theta_seed``.
+
+    A softmax table draws logits from N(0, scale²). Networks draw torch's default initialisation and multiply weights and
+    biases of the last layer by ``scale``.
+
+    Args:
+        kind: softmax_table, linear or mlp.
+        env: gives input and output sizes.
+        theta_seed: seed of θ.
+        scale: spread of the logits or of the last layer.
+        hidden: widths of the hidden layers (mlp).
+        activation: name of the activation (mlp).
+        log_std: initial log σ (Gaussian policies).
+
+    Returns:
+        The policy.
+    """
+    checks.one_of("policy", kind, KINDS)
+    sequence = rng.Streams(theta_seed).sequence("theta")
+    if kind == "softmax_table":
+        generator = rng.torch_generator(sequence)
+        table = SoftmaxTable(env)
+        with torch.no_grad():
+            table.logits.weight.copy_(scale * torch.randn(table.logits.weight.shape, generator=generator))
+        return table
+    # torch's initialisers draw from the global generator: fork it, so that nobody else's draws move.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+        policy = Linear(env, log_std) if kind == "linear" else MLP(env, hidden, activation, log_std)
+    last = policy.net if kind == "linear" else policy.net[-1]
+    with torch.no_grad():
+        last.weight.mul_(scale)
+        last.bias.mul_(scale)
+    return policy

@@ -1,0 +1,263 @@
+"""Everything that comes before the measurement itself: policy copy, critic, fitted baselines, pilot, reference.
+
+Each stage draws from its own stream of randomness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from varlab import checks, estimators, policies, scores, storage, values
+from varlab.analysis import reference as references
+from varlab.analysis.moments import Block
+from varlab.estimators.base import Batch, Estimator, weight
+from varlab.plans import BLOCKS, Plan
+from varlab.rng import Streams
+from varlab.rollout import parts
+from varlab.scores.base import BatchScores
+from varlab.types import Chunk, Layout, Reference, Trajectories, Values
+from varlab.values.critic import Critic
+
+#: Environment steps that one simulation part should hold: enough for wide batches, little enough to stay small in memory.
+STEPS_PER_PART = 400_000
+#: Bytes of per-trajectory gradients worked on at once, so that they stay in cache.
+CHUNK_BYTES = 6 * 2**20
+#: Steps of the pilot's first block on which the score map is probed.
+PROBE = 16
+
+Progress = Callable[[str, int, int], None]
+ValueSource = Callable[[Trajectories, frozenset[str]], Values]
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """Centres and first variances, from the pilot stream.
+
+    Attributes:
+        center: [K, P] float64 mean gradient of every Φ.
+        variance: [K] tr Cov of every Φ.
+        reference_variance: objective → tr Cov of the reference's Φ, where it is to be sampled.
+        mean_length: steps of an episode.
+    """
+
+    center: Tensor
+    variance: Tensor
+    reference_variance: Mapping[str, float]
+    mean_length: float
+
+
+class Preparation:
+    """One plan with its objects in place."""
+
+    def __init__(self, plan: Plan, progress: Progress | None = None) -> None:
+        """Copy the policy, choose its score map, find values and fit baselines."""
+        self.plan, self.options, self.env = plan, plan.options, plan.env
+        self.progress = progress or (lambda stream, done, total: None)
+        self.device, self.dtype = self.options["device"], checks.dtype_of(self.options["dtype"])
+        self.policy = policies.prepare(plan.policy, self.dtype, self.device)
+        self.gamma, self.seed = self.options["gamma"], self.options["seed"]
+        self.steps: dict[str, int] = {}
+        self.critic_streams: dict[int, Trajectories] = {}
+        self.critics: dict[tuple[int, float], Critic] = {}
+        # A rule that looks values up at a cut needs V even where no Φ does.
+        self.cut_needs = frozenset({"v"}) if self.options["cut"] and self.options["at_cut"] != "terminal" else frozenset()
+        self.need = frozenset().union(*(e.needs for e in plan.phi)) | self.cut_needs
+        self.critic_seed = self.seed if self.options["critic"].seed is None else self.options["critic"].seed
+        probe = self._sample("pilot", PROBE, self.seed, block=1)
+        count = min(PROBE, probe.steps)
+        self.scores = scores.make(self.policy, probe.obs[:count], probe.action[:count], self.env.name)
+        self.source = self._values(self.gamma, self.critic_seed) if self.need else None
+        self.phi = self._fit()
+
+    # Sampling and layout.
+
+    def part_size(self, n: int, mean_length: float | None = None) -> int:
+        """Episodes simulated together: many, but of bounded memory."""
+        if self.options["part_size"] is not None:
+            return self.options["part_size"]
+        return max(1, min(self.env.part_size, n, int(STEPS_PER_PART / (mean_length or self.env.horizon))))
+
+    def _sample(self, stream: str, n: int, seed: int, block: int = 0) -> Trajectories:
+        """Sample a small stream as one block and join its parts; only the measurement and its pilot are cut."""
+        layout = Layout(n, 1, self.part_size(n), first_block=block)
+        cut = self.options["cut"] if stream == "pilot" else None
+        made = [t for _, t in parts(self.env, self.policy, layout, Streams(seed), stream, cut=cut, device=self.device)]
+        return Trajectories.join(made)
+
+    def chunks(self, traj: Trajectories, weights: Tensor) -> Iterator[tuple[Chunk, BatchScores, Tensor]]:
+        """Split a part into groups of similar length whose gradients stay in cache.
+
+        Args:
+            traj: N trajectories.
+            weights: [M, K] w_t Φ_t.
+
+        Yields:
+            (chunk, its scores, φ [C, K, T]).
+        """
+        itemsize = torch.empty(0, dtype=self.dtype).element_size()
+        size = self.options["chunk"] or CHUNK_BYTES // (itemsize * weights.shape[1] * self.scores.num_parameters)
+        for chunk in traj.chunks(min(512, max(4, size))):
+            phi = (weights[chunk.rows] * chunk.mask.unsqueeze(-1)).transpose(1, 2).to(self.dtype).contiguous()
+            yield chunk, self.scores.at(traj.obs[chunk.rows], traj.action[chunk.rows]), phi
+
+    # Values and fitted baselines.
+
+    def _critic_stream(self, seed: int) -> Trajectories:
+        """The critic stream of a root seed, sampled once."""
+        if seed not in self.critic_streams:
+            traj = self.critic_streams[seed] = self._sample("critic", self.options["critic"].n, seed)
+            self.steps["critic"] = self.steps.get("critic", 0) + traj.steps
+        return self.critic_streams[seed]
+
+    def _values(self, gamma: float, seed: int) -> ValueSource:
+        """The source of values for discount γ: given, exact, or critics fitted on the stream of ``seed``."""
+        wanted = self.options["values"]
+        if not isinstance(wanted, str):
+            return wanted
+        if wanted == "exact" or (wanted == "auto" and self.env.finite is not None):
+            return values.ExactValues.of(self.env.finite, self._double_policy(), gamma, self.env.horizon).to(self.device)
+        if (seed, gamma) not in self.critics:
+            traj = self._critic_stream(seed)
+            target = Batch(traj, Values(), gamma).reward_to_go
+            sequence = Streams(seed).sequence("fit")
+            self.critics[seed, gamma] = values.fit(
+                self.env, traj, target, self.options["critic"], sequence, storage.digest, self.dtype
+            )
+        return self.critics[seed, gamma]
+
+    def _fit(self) -> tuple[Estimator, ...]:
+        """Give constant and time baselines their numbers from the critic stream."""
+        if not any(e.fits for e in self.plan.phi):
+            return self.plan.phi
+        batch = Batch(self._critic_stream(self.critic_seed), Values(), self.gamma)
+        return tuple(e.fit(batch) for e in self.plan.phi)
+
+    def _double_policy(self) -> nn.Module:
+        """The same θ in float64, for exact values: rounding of θ to float32 is part of θ, rounding of sums is not."""
+        return policies.prepare(self.policy, torch.float64, self.device)
+
+    @property
+    def critic(self) -> Critic | None:
+        """The critics that the measurement itself uses, or None."""
+        return self.source if isinstance(self.source, Critic) else None
+
+    def value_sources(self) -> list[str]:
+        """[K] where each Φ's values come from, for the rows."""
+        name = getattr(self.source, "source", "user")
+        return [name if e.needs | self.cut_needs else ("critic stream" if e.fits else "none") for e in self.phi]
+
+    def value_steps(self) -> list[int]:
+        """[K] environment steps that each Φ's values and fitted numbers cost."""
+        spent = getattr(self.source, "steps", 0)
+        stream = self.critic_streams[self.critic_seed].steps if self.critic_seed in self.critic_streams else 0
+        return [max(spent if e.needs | self.cut_needs else 0, stream if e.fits else 0) for e in self.phi]
+
+    def weights(self, traj: Trajectories) -> Tensor:
+        """Return w_t Φ_t [M, K] float64."""
+        found = self.source(traj, self.need) if self.need else Values()
+        batch = Batch(traj, found, self.gamma, self.options["at_cut"])
+        return torch.stack([weight(e, batch, self.options["discount_weighting"]) for e in self.phi], 1)
+
+    # Pilot and reference.
+
+    def pilot(self) -> Pilot:
+        """Measure centres and first variances on the pilot stream."""
+        n = self.options["pilot"]
+        traj = self._sample("pilot", n, self.seed)
+        self.steps["pilot"] = traj.steps
+        columns = [self.weights(traj)]
+        sampled = [] if self._reference_needs_no_sample() else self.options["objectives"]
+        for name in sampled:
+            phi, gamma = estimators.make("value_baseline"), self._objective_gamma(name)
+            batch = Batch(traj, self._reference_source(name)(traj, phi.needs), gamma, "terminal")
+            columns.append(weight(phi, batch, True).unsqueeze(1))
+        weights = torch.cat(columns, 1)
+        k = len(self.phi)
+        center = references.summed(self.scores, traj, weights, self.dtype) / n
+        block = Block(center, center[:0], 0, per_parameter=False)
+        for chunk, batch_scores, phi in self.chunks(traj, weights):
+            norm_sq, _ = block.add(batch_scores, phi)
+            self.check_gradient(norm_sq[:, :k], chunk.index, "pilot trajectory")
+        variance = block.norm_sq / (n - 1)
+        reference_variance = {name: float(variance[k + i]) for i, name in enumerate(sampled)}
+        return Pilot(center[:k], variance[:k], reference_variance, traj.steps / n)
+
+    def _reference_needs_no_sample(self) -> bool:
+        return isinstance(self.options["reference"], Reference) or self._reference_is_exact()
+
+    def _reference_is_exact(self) -> bool:
+        wanted = self.options["reference"]
+        return wanted == "exact" or (wanted == "auto" and self.env.finite is not None)
+
+    def _objective_gamma(self, objective: str) -> float:
+        return 1.0 if objective == "J_1" else self.gamma
+
+    def _reference_source(self, objective: str) -> ValueSource:
+        return self._values(self._objective_gamma(objective), self.options["reference_seed"])
+
+    def reference(self, objective: str, pilot: Pilot, cache: object | None) -> Reference:
+        """Return ∇J of one objective: given, exact, from the cache, or sampled.
+
+        Raises:
+            InputError: if the reference given is of another policy.
+        """
+        given = self.options["reference"]
+        if isinstance(given, Reference):
+            if given.grad.shape != (self.scores.num_parameters,):
+                raise checks.InputError(
+                    f"A reference gradient of {self.scores.num_parameters} parameters was expected, but it has shape "
+                    f"{given.grad.shape}; measure it for this policy."
+                )
+            return given
+        gamma, seed = self._objective_gamma(objective), self.options["reference_seed"]
+        settings = {k: self.plan.settings[k] for k in ("numerics", "env", "horizon", "policy", "theta", "blocks", "dtype")}
+        if self._reference_is_exact():
+            digest = storage.digest({**settings, "gamma": gamma, "kind": "exact"})
+            return references.exact(self.env, self._double_policy(), gamma, objective, digest)
+        phi = estimators.make("value_baseline")
+        n = self.options["n_reference"] or self._reference_size(pilot, objective)
+        settings |= {k: self.plan.settings[k] for k in ("values", "critic", "device", "part_size")}
+        settings["critic"] = {**settings["critic"], "seed": seed}
+        digest = storage.digest({**settings, "gamma": gamma, "seed": seed, "n": n, "phi": phi.label})
+        found = cache.get(digest) if cache is not None else None
+        if found is not None:
+            return found
+        # The parts must follow from the reference's own settings: its critic stream, not the pilot, tells the mean length.
+        stream = self.critic_streams.get(seed)
+        size = self.part_size(n, stream and stream.steps / len(stream))
+        source = self._reference_source(objective)
+        made = references.sampled(
+            self.env, self.policy, self.scores, phi, source, Layout(n, BLOCKS, size), Streams(seed), gamma, objective, digest,
+            self.device, self.dtype, self.progress,
+        )  # fmt: skip
+        self.steps["reference"] = self.steps.get("reference", 0) + made.steps
+        if cache is not None:
+            cache.put(digest, made)
+        return made
+
+    def _reference_size(self, pilot: Pilot, objective: str) -> int:
+        """n_reference with tr_ref / n_ref ≤ 0.1 · min_Φ variance / n, a fifth more for the pilot's own error."""
+        n, most = self.options["n"], self.options["max_reference"]
+        positive = pilot.variance[pilot.variance > 0]
+        needed = 12 * pilot.reference_variance[objective] / float(positive.min()) if positive.numel() else 1.0
+        # Powers of two times n, so that neighbouring settings share one cached reference.
+        return int(max(BLOCKS, min(most, n * 2 ** int(np.ceil(np.log2(max(needed, 1.0)))))))
+
+    def check_gradient(self, norm_sq: Tensor, index: Tensor, what: str, first: int = 0) -> None:
+        """Refuse NaN and infinite gradients.
+
+        Raises:
+            InputError: naming Φ and trajectory.
+        """
+        if bool(torch.isfinite(norm_sq.sum())):
+            return
+        row, k = (~torch.isfinite(norm_sq)).nonzero()[0].tolist()
+        raise checks.InputError(
+            f"Finite gradients were expected on {self.env.name}, but {self.phi[k].label} gave NaN or infinity at {what} "
+            f"{first + int(index[row])}; look at θ and at the values there, or use dtype=float64."
+        )

@@ -1,0 +1,49 @@
+"""Named streams of one root seed: SeedSequence(root, spawn_key=(stream, block, part)).
+
+Two parts of any stream never share random numbers, and a part's numbers depend on nothing but the root seed, the stream's
+name, the block and the part, so results do not depend on the order, the process or the machine that computes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from varlab import checks
+
+#: Numbers are part of every result: append, never renumber.
+STREAMS = {"rollout": 0, "reference": 1, "critic": 2, "pilot": 3, "branch": 4, "bootstrap": 5, "theta": 6, "fit": 7}
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The named streams of one root seed.
+
+    Attributes:
+        root: the seed given by the user.
+    """
+
+    root: int
+
+    def sequence(self, stream: str, block: int = 0, part: int = 0) -> np.random.SeedSequence:
+        """Return the seed sequence of one part of one block of a stream.
+
+        Raises:
+            InputError: if no stream has that name.
+        """
+        code = STREAMS[checks.one_of("stream of randomness", stream, STREAMS)]
+        return np.random.SeedSequence(self.root, spawn_key=(code, block, part))
+
+
+def torch_generator(sequence: np.random.SeedSequence, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a torch generator on ``device`` seeded with 64 bits of ``sequence``."""
+    generator = torch.Generator(device=device)
+    generator.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+    return generator
+
+
+def numpy_generator(sequence: np.random.SeedSequence) -> np.random.Generator:
+    """Return a numpy generator seeded with ``sequence``."""
+    return np.random.default_rng(sequence)

@@ -1,0 +1,184 @@
+"""(environment, policy, n, stream) → Trajectories: exactly n i.i.d. episodes, every one begun before its length is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from varlab import checks, rng
+from varlab.envs.base import Environment
+from varlab.policies.base import sample
+from varlab.types import Layout, Simulator, Trajectories
+
+
+@torch.no_grad()
+def rollout(
+    env: Environment,
+    policy: nn.Module,
+    n: int,
+    seed: np.random.SeedSequence,
+    *,
+    cut: int | None = None,
+    simulator: Simulator | None = None,
+    device: torch.device | str = "cpu",
+    first_trajectory: int = 0,
+) -> Trajectories:
+    """Sample n independent episodes of at most ``cut`` steps as one batch.
+
+    All n episodes begin together and each is kept to its end, so that none is favoured for being short. Finished episodes
+    leave the batch: the cost follows the number of steps taken.
+
+    Args:
+        env: the world.
+        policy: gives a Distribution for a batch of observations.
+        n: number of episodes.
+        seed: seed sequence of this part; world and actions draw from two children of it.
+        cut: L ≤ H, where sampling ends; H if None.
+        simulator: one to use again, else a fresh one is made.
+        device: where tensors live.
+        first_trajectory: number of the first episode, for messages.
+
+    Returns:
+        The n trajectories.
+
+    Raises:
+        InputError: for a cut beyond the horizon, or NaN and infinities from environment or policy.
+    """
+    device = torch.device(device)
+    length = env.horizon if cut is None else checks.positive_int("cut", cut)
+    if length > env.horizon:
+        raise checks.InputError(f"A cut of at most the horizon {env.horizon} was expected, but it is {length}; lower cut.")
+    simulator = simulator or env.make_simulator(device)
+    world, actions = seed.spawn(2)
+    generator = rng.torch_generator(actions, device)
+    obs = simulator.reset(n, world)
+    live = torch.arange(n, device=device)
+    # A finite MDP that shows features instead of the state's index keeps the index too: exact values are looked up by it.
+    hidden_state = env.finite is not None and env.finite.observations is not None
+    pieces: dict[str, list[torch.Tensor]] = {"obs": [], "action": [], "reward": [], "episode": []}
+    if hidden_state:
+        pieces["state"] = []
+        last_state = torch.zeros(n, dtype=torch.int64, device=device)
+    last_obs = torch.empty_like(obs)
+    terminated = torch.zeros(n, dtype=torch.bool, device=device)
+    for t in range(length):
+        action = sample(_distribution(policy, obs, env, first_trajectory, t, live), generator)
+        if hidden_state:
+            pieces["state"].append(simulator.state)
+        seen, (obs, reward, end) = obs, simulator.step(action)
+        if hidden_state:
+            last_state[live] = simulator.state
+        for name, piece in (("obs", seen), ("action", action), ("reward", reward), ("episode", live)):
+            pieces[name].append(piece)
+        if t == length - 1:
+            last_obs[live], terminated[live] = obs, end
+            break
+        if bool(end.any()):
+            last_obs[live[end]], terminated[live[end]] = obs[end], True
+            alive = ~end
+            obs, live = obs[alive], live[alive]
+            simulator.keep(alive)
+            if live.shape[0] == 0:
+                break
+        elif getattr(simulator, "cut_short", None):
+            simulator.keep(~end)
+    if env.finite is None:
+        last_state = None
+    elif not hidden_state:
+        pieces["state"], last_state = pieces["obs"], last_obs
+    traj = _assemble(pieces, n, terminated, last_obs, last_state, env)
+    # Checked once for the whole part: a NaN cannot leave the episode in which it arose.
+    checks.finite_rows("reward", traj.reward, env.name, first_trajectory, traj.time, traj.episode)
+    checks.finite_rows("observation", traj.obs, env.name, first_trajectory, traj.time, traj.episode)
+    checks.finite_rows("observation", last_obs, env.name, first_trajectory, traj.length, torch.arange(n, device=device))
+    return traj
+
+
+def _assemble(
+    pieces: dict[str, list[torch.Tensor]],
+    n: int,
+    terminated: torch.Tensor,
+    last_obs: torch.Tensor,
+    last_state: torch.Tensor | None,
+    env: Environment,
+) -> Trajectories:
+    """Put time-major pieces into flat episodes: step t of episode i is row offsets[i] + t."""
+    steps = torch.tensor([piece.shape[0] for piece in pieces["episode"]], device=terminated.device)
+    episode = torch.cat(pieces["episode"])
+    offsets = torch.zeros(n + 1, dtype=torch.int64, device=terminated.device)
+    torch.cumsum(torch.bincount(episode, minlength=n), 0, out=offsets[1:])
+    rows = offsets[episode] + torch.arange(steps.shape[0], device=steps.device).repeat_interleave(steps)
+    joined = {name: torch.cat(parts) for name, parts in pieces.items() if name != "episode"}
+    return Trajectories(
+        **{name: torch.empty_like(x).index_copy_(0, rows, x) for name, x in joined.items()},
+        offsets=offsets,
+        terminated=terminated,
+        truncated=~terminated,
+        last_obs=last_obs,
+        horizon=env.horizon,
+        last_state=last_state,
+        env=env.name,
+    )
+
+
+def _distribution(
+    policy: nn.Module, obs: torch.Tensor, env: Environment, first: int, t: int, live: torch.Tensor
+) -> torch.distributions.Distribution:
+    """Call the policy.
+
+    Returns:
+        Its distribution over actions.
+
+    Raises:
+        InputError: saying in words what it should have given.
+    """
+    try:
+        distribution = policy(obs)
+    except ValueError as error:  # torch's own argument checks: NaN logits or scales
+        checks.finite_rows("observation", obs, env.name, first, t, live)
+        raise checks.InputError(
+            f"A valid action distribution was expected from the policy on {env.name}, but at trajectory {first + int(live[0])}, "
+            f"step {t} torch said: {str(error).splitlines()[0]}; look for NaN in θ or in the observations."
+        ) from error
+    if not isinstance(distribution, torch.distributions.Distribution):
+        raise checks.InputError(
+            f"A policy whose forward gives a torch Distribution was expected, but it gave {type(distribution).__name__}; "
+            "wrap its output, for example torch.distributions.Categorical(logits=output)."
+        )
+    return distribution
+
+
+def parts(
+    env: Environment,
+    policy: nn.Module,
+    layout: Layout,
+    streams: rng.Streams,
+    stream: str,
+    *,
+    cut: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[int, Trajectories]]:
+    """Sample a stream block by block, part by part.
+
+    Args:
+        env: the world.
+        policy: gives a Distribution for a batch of observations.
+        layout: how n falls into blocks and parts.
+        streams: the root seed.
+        stream: name of the stream.
+        cut: L, where sampling ends.
+        device: where tensors live.
+
+    Yields:
+        (index of the block within the layout, trajectories of one part), in stream order.
+    """
+    simulator = env.make_simulator(torch.device(device))
+    first = 0
+    for b in range(layout.blocks):
+        for draw in layout.parts(b):
+            seed = streams.sequence(stream, draw.block, draw.part)
+            yield b, rollout(env, policy, draw.n, seed, cut=cut, simulator=simulator, device=device, first_trajectory=first)
+            first += draw.n

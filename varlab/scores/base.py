@@ -1,0 +1,91 @@
+"""The score map S of a batch: every Φ gives g = Sᵀ φ, where row t of S is z_t = ∇_θ log π_θ(a_t | s_t).
+
+S is never built. Three operations read off it what is needed:
+
+    apply(φ)      [C, K, P]  one gradient per trajectory and choice of φ,
+    apply_sum(φ)  [K, P]     their sum over trajectories,
+    gram(join)    [C, T, T]  z_t · z_u within one trajectory, or within ``join`` trajectories put end to end.
+
+φ is [C, K, T] and must be 0 on padded steps.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+class Workspace:
+    """Buffers used again from chunk to chunk: fresh multi-megabyte tensors cost more in page faults than arithmetic."""
+
+    def __init__(self) -> None:
+        """Begin with no buffer."""
+        self._flat: dict[str, Tensor] = {}
+
+    def get(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return an uninitialised tensor [shape] in the dtype and on the device of ``like``.
+
+        The same name gives the same memory: what it held before is lost.
+        """
+        size = 1
+        for s in shape:
+            size *= s
+        flat = self._flat.get(name)
+        if flat is None or flat.numel() < size or flat.dtype != like.dtype or flat.device != like.device:
+            flat = self._flat[name] = torch.empty(size, dtype=like.dtype, device=like.device)
+        return flat[:size].view(shape)
+
+
+class BatchScores(ABC):
+    """The score map of C trajectories padded to T steps.
+
+    Attributes:
+        num_parameters: P.
+    """
+
+    num_parameters: int
+
+    @abstractmethod
+    def blocks(self, phi: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give per-trajectory gradients parameter tensor by parameter tensor.
+
+        Args:
+            phi: [C, K, T].
+
+        Yields:
+            (index [p] of the entries within θ, gradient [C, K, p]); the memory is overwritten by the next call.
+        """
+
+    @abstractmethod
+    def apply_sum(self, phi: Tensor) -> Tensor:
+        """Return Σ_i g_i [K, P] for φ [C, K, T]."""
+
+    @abstractmethod
+    def gram(self, join: int = 1) -> Tensor:
+        """Return z_t · z_u [C / join, join · T, join · T]; consecutive trajectories are joined."""
+
+    def apply(self, phi: Tensor) -> Tensor:
+        """Return one gradient per trajectory, [C, K, P], for φ [C, K, T]."""
+        out = phi.new_empty(*phi.shape[:2], self.num_parameters)
+        for index, g in self.blocks(phi):
+            out[..., index] = g
+        return out
+
+
+class ScoreMap(ABC):
+    """Scores of one policy at fixed θ.
+
+    Attributes:
+        num_parameters: P.
+        kind: ``factored`` or ``functional``.
+    """
+
+    num_parameters: int
+    kind: str
+
+    @abstractmethod
+    def at(self, obs: Tensor, action: Tensor) -> BatchScores:
+        """Return the scores of a padded batch: obs [C, T, ...], action [C, T] or [C, T, d]."""

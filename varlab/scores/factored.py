@@ -1,0 +1,221 @@
+"""Scores of modules made of linear layers, embeddings and broadcast parameters, as outer products.
+
+For a linear layer the score of step t is δ_t ⊗ h_t: the back-propagated signal times the layer's input. One forward and one
+backward pass give δ and h for every layer, and from these every choice of φ is read off:
+
+    weight  g = Σ_t φ_t δ_t h_tᵀ,    Gram (δδᵀ) ∘ (hhᵀ)
+    bias    g = Σ_t φ_t δ_t,         Gram δδᵀ
+    embedding row s   Σ_{t: s_t = s} φ_t δ_t,    Gram (δδᵀ) ∘ 1{s_t = s_u}
+
+Source of the factorisation: Efficient Per-Example Gradient Computations (Goodfellow, 2015); here the sum runs inside a
+trajectory and over many φ at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from varlab.policies.base import Broadcast, log_prob, parameters
+from varlab.scores.base import BatchScores, ScoreMap, Workspace
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A module whose parameters the factors cover.
+
+    Attributes:
+        module: a Linear, Embedding or Broadcast.
+        weight: positions of its main parameter within θ, [shape of the parameter], or None if frozen.
+        bias: positions of its bias within θ, or None.
+    """
+
+    module: nn.Module
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+@dataclass(frozen=True)
+class Factor:
+    """δ and h of one claimed module on one batch: ``delta`` [C, T, out], ``h`` [C, T, in], indices [C, T], or None."""
+
+    claim: Claim
+    delta: Tensor
+    h: Tensor | None
+
+
+#: Module classes that factors understand, and the names of their parameters. Subclasses may compute something else.
+CLAIMABLE = {nn.Linear: ("weight", "bias"), nn.Embedding: ("weight", None), Broadcast: ("value", None)}
+
+
+class FactoredBatch(BatchScores):
+    """Outer-product factors of C trajectories."""
+
+    def __init__(self, factors: list[Factor], num_parameters: int, work: Workspace) -> None:
+        """Keep the factors."""
+        self.factors, self.num_parameters, self.work = factors, num_parameters, work
+
+    def blocks(self, phi: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give gradients [C, K, p] one parameter tensor at a time."""
+        (c, k, _), t = phi.shape, phi.shape[2]
+        by_step = phi.transpose(1, 2).contiguous()  # [C, T, K]
+        for i, (claim, delta, h) in enumerate((f.claim, f.delta, f.h) for f in self.factors):
+            out = delta.shape[2]
+            if claim.weight is not None and isinstance(claim.module, nn.Linear):
+                # φ goes onto the narrower factor: the smaller buffer, and the better shape for the product.
+                narrow, wide, index = (delta, h, claim.weight) if out <= h.shape[2] else (h, delta, claim.weight.T)
+                a = self.work.get("a", (c, t, k, narrow.shape[2]), delta)
+                torch.mul(by_step.unsqueeze(-1), narrow.unsqueeze(2), out=a)
+                g = self.work.get(f"w{i}", (c, k * narrow.shape[2], wide.shape[2]), delta)
+                torch.bmm(a.flatten(2).transpose(1, 2), wide, out=g)
+                yield index.reshape(-1), g.view(c, k, -1)
+            elif claim.weight is not None and isinstance(claim.module, nn.Embedding):
+                g = self.work.get(f"e{i}", (c, k, *claim.weight.shape), delta).zero_()
+                weighted = self.work.get("a", (c, k, t, out), delta)
+                torch.mul(phi.unsqueeze(-1), delta.unsqueeze(1), out=weighted)
+                g.scatter_add_(2, h[:, None, :, None].expand_as(weighted), weighted)
+                yield claim.weight.reshape(-1), g.view(c, k, -1)
+            direct = claim.weight if isinstance(claim.module, Broadcast) else claim.bias
+            if direct is not None:
+                g = self.work.get(f"b{i}", (c, k, out), delta)
+                yield direct.reshape(-1), torch.bmm(phi, delta, out=g)
+
+    def apply_sum(self, phi: Tensor) -> Tensor:
+        """Return Σ_i g_i [K, P], each layer as one large product."""
+        k = phi.shape[1]
+        total = phi.new_zeros(k, self.num_parameters)
+        by_step = phi.transpose(1, 2).reshape(-1, k)  # [C·T, K]
+        for claim, delta, h in ((f.claim, f.delta.flatten(0, 1), f.h) for f in self.factors):
+            if claim.weight is not None and isinstance(claim.module, nn.Linear):
+                a = self.work.get("s", (by_step.shape[0], k, delta.shape[1]), delta)
+                torch.mul(by_step.unsqueeze(-1), delta.unsqueeze(1), out=a)
+                total[:, claim.weight.reshape(-1)] = (a.flatten(1).T @ h.flatten(0, 1)).view(k, -1)
+            elif claim.weight is not None and isinstance(claim.module, nn.Embedding):
+                weighted = (by_step.unsqueeze(-1) * delta.unsqueeze(1)).flatten(1)
+                table = delta.new_zeros(claim.weight.shape[0], weighted.shape[1])
+                table.scatter_add_(0, h.flatten()[:, None].expand_as(weighted), weighted)
+                total[:, claim.weight.reshape(-1)] = table.view(-1, k, delta.shape[1]).transpose(0, 1).reshape(k, -1)
+            direct = claim.weight if isinstance(claim.module, Broadcast) else claim.bias
+            if direct is not None:
+                total[:, direct.reshape(-1)] = by_step.T @ delta
+        return total
+
+    def gram(self, join: int = 1) -> Tensor:
+        """Return Σ over parameter tensors of their Grams, [C / join, join · T, join · T]."""
+        total: Tensor | None = None
+        for f in self.factors:
+            delta = f.delta.reshape(f.delta.shape[0] // join, -1, f.delta.shape[2])
+            dd = delta @ delta.transpose(1, 2)
+            if isinstance(f.claim.module, Broadcast):
+                part = dd
+            else:
+                h = f.h.reshape(delta.shape[0], delta.shape[1], *f.h.shape[2:])
+                part = torch.zeros_like(dd)
+                if f.claim.weight is not None:
+                    same = h @ h.transpose(1, 2) if isinstance(f.claim.module, nn.Linear) else h[:, :, None] == h[:, None, :]
+                    part = dd * same
+                if f.claim.bias is not None:
+                    part = part + dd
+            total = part if total is None else total.add_(part)
+        return total
+
+
+class FactoredScores(ScoreMap):
+    """Score map of a module all of whose parameters are claimed by exactly one factor."""
+
+    kind = "factored"
+
+    def __init__(self, policy: nn.Module) -> None:
+        """Claim the parameters of ``policy``.
+
+        Raises:
+            NotFactored: naming the parameter that no factor, or more than one, would cover.
+        """
+        self.policy, self.work = policy, Workspace()
+        self.claims = claims(policy)
+        self.num_parameters = sum(p.numel() for p in parameters(policy).values())
+
+    def at(self, obs: Tensor, action: Tensor) -> FactoredBatch:
+        """Run one forward and one backward pass over all steps.
+
+        Args:
+            obs: [C, T, ...].
+            action: [C, T] or [C, T, d].
+
+        Returns:
+            Factors of every claimed module.
+
+        Raises:
+            NotFactored: if a claimed module is called more than once, never, or not with one row per step.
+        """
+        c, t = obs.shape[:2]
+        calls: list[list[tuple[Tensor | None, Tensor]]] = [[] for _ in self.claims]
+
+        def keep(i: int):  # noqa: ANN202
+            return lambda module, args, out: calls[i].append((args[0].detach(), out))
+
+        hooks = [claim.module.register_forward_hook(keep(i)) for i, claim in enumerate(self.claims)]
+        try:
+            with torch.enable_grad():
+                total = log_prob(self.policy(obs.flatten(0, 1)), action.flatten(0, 1)).sum()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for claim, made in zip(self.claims, calls, strict=True):
+            if len(made) != 1 or made[0][1].dim() != 2 or made[0][1].shape[0] != c * t:
+                raise NotFactored(
+                    claim.module, self.policy, f"its module is called {len(made)} times or not with one row per step"
+                )
+        deltas = torch.autograd.grad(total, [made[0][1] for made in calls], allow_unused=True)
+        factors = []
+        for claim, ((h, out),), delta in zip(self.claims, calls, deltas, strict=True):
+            if delta is None:
+                delta = torch.zeros_like(out)
+            inputs = None if isinstance(claim.module, Broadcast) else h.reshape(c, t, *h.shape[1:])
+            factors.append(Factor(claim, delta.view(c, t, -1), inputs))
+        return FactoredBatch(factors, self.num_parameters, self.work)
+
+
+class NotFactored(Exception):
+    """Raised where the outer-product form does not cover a module; the message names the parameter that is the reason."""
+
+    def __init__(self, culprit: nn.Module | str, policy: nn.Module, reason: str) -> None:
+        """Say which parameter, and why."""
+        if isinstance(culprit, nn.Module):
+            inside = {id(p) for p in culprit.parameters()}
+            culprit = next((n for n, p in policy.named_parameters() if id(p) in inside), "a parameter")
+        super().__init__(f"parameter '{culprit}': {reason}")
+
+
+def claims(policy: nn.Module) -> list[Claim]:
+    """Return the claimable modules of ``policy`` with the positions of their parameters in θ.
+
+    Raises:
+        NotFactored: if a parameter with requires_grad is claimed by no module or by two.
+    """
+    wanted = parameters(policy)
+    device = next(iter(wanted.values())).device
+    position, start = {}, 0
+    for p in wanted.values():
+        position[id(p)] = torch.arange(start, start + p.numel(), device=device).view(p.shape)
+        start += p.numel()
+    found, times = [], dict.fromkeys(position, 0)
+    for module in policy.modules():
+        if type(module) not in CLAIMABLE:
+            continue
+        names = CLAIMABLE[type(module)]
+        held = [getattr(module, n) if n else None for n in names]
+        index = [position.get(id(p)) if p is not None else None for p in held]
+        for p in held:
+            if p is not None and id(p) in times:
+                times[id(p)] += 1
+        if any(i is not None for i in index):
+            found.append(Claim(module, *index))
+    for name, p in wanted.items():
+        if times[id(p)] != 1:
+            reason = "no linear layer, embedding or Broadcast holds it" if times[id(p)] == 0 else "two modules share it"
+            raise NotFactored(name, policy, reason)
+    return found

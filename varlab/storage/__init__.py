@@ -1,0 +1,17 @@
+"""Everything that touches disk: digests, run folders, their files, the reference cache and θ.
+
+A run folder is written so that a reader never meets half a file: each file is written under a temporary name beside its
+place and renamed, and ``done.json`` comes last. Nothing is ever unpickled.
+"""
+
+from varlab.storage.atomic import atomic, read_npz, write_json, write_npz, write_text
+from varlab.storage.cache import ReferenceCache
+from varlab.storage.digests import canonical, digest
+from varlab.storage.folders import FILES, begin, find_runs, finish, folder_state
+from varlab.storage.runs import ParquetSink, read_run, write_run
+from varlab.storage.theta import load_theta, read_tensors, save_theta
+
+__all__ = [
+    "FILES", "ParquetSink", "ReferenceCache", "atomic", "begin", "canonical", "digest", "find_runs", "finish", "folder_state",
+    "load_theta", "read_npz", "read_run", "read_tensors", "save_theta", "write_json", "write_npz", "write_run", "write_text",
+]  # fmt: skip

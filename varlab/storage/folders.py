@@ -1,0 +1,120 @@
+"""Run folders: what one holds, claiming it, declaring it complete, finding complete ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from varlab.checks import InputError
+from varlab.storage.atomic import abandoned, write_json, write_text
+
+#: What a run may write; a folder that holds one of these without being this run's is not touched.
+FILES = (
+    "config.yaml", "summary.csv", "summary.parquet", "trajectories.parquet", "moments.npz", "critic.pt", "provenance.json",
+    "done.json",
+)  # fmt: skip
+_HEADER = "# digest: "
+
+
+def folder_state(folder: str | Path, run_digest: str) -> str:
+    """Say what a folder holds for the run with a given digest.
+
+    Args:
+        folder: the run folder, which need not exist.
+        run_digest: digest of the run that wants it.
+
+    Returns:
+        ``done`` where the same run is complete; ``interrupted`` where it began; ``free`` where nothing would be overwritten.
+
+    Raises:
+        InputError: if the folder holds another run, or files of unknown origin that the run would overwrite.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"A folder was expected at {folder}, but it is a file; name another folder with out=.")
+    present = [name for name in (*FILES, "figures") if (folder / name).exists()]
+    if not present:
+        return "free"
+    held = _held_digest(folder)
+    if held is None:
+        raise InputError(
+            f"An empty folder or one of run {run_digest} was expected at {folder}, but it holds {', '.join(present)} of unknown "
+            "origin; name another folder with out= or move these files away."
+        )
+    if held != run_digest:
+        raise InputError(
+            f"A folder of run {run_digest} was expected at {folder}, but it holds run {held}, whose settings, θ or numerics "
+            "differ; name another folder with out=, or remove this one if it is no longer wanted."
+        )
+    done = _read_json(folder / "done.json")
+    complete = done is not None and all((folder / name).exists() for name in done.get("files", ()))
+    return "done" if complete else "interrupted"
+
+
+def begin(folder: str | Path, run_digest: str, config: str) -> None:
+    """Claim a folder for a run: check it, drop what an interrupted run left half-written, write ``config.yaml``.
+
+    Args:
+        folder: the run folder; made if missing.
+        run_digest: digest of the run.
+        config: the resolved configuration as YAML.
+
+    Raises:
+        InputError: as :func:`folder_state`.
+    """  # noqa: DOC502
+    folder = Path(folder)
+    folder_state(folder, run_digest)
+    for part in folder.glob(".*.part"):
+        if abandoned(part):
+            part.unlink(missing_ok=True)
+    (folder / "done.json").unlink(missing_ok=True)
+    write_text(folder / "config.yaml", f"{_HEADER}{run_digest}\n{config}")
+
+
+def finish(folder: str | Path, run_digest: str, numerics: int) -> None:
+    """Declare the run complete: write ``done.json``, which lists the files that make it so."""
+    folder = Path(folder)
+    present = [name for name in FILES if name != "done.json" and (folder / name).exists()]
+    write_json(folder / "done.json", {"digest": run_digest, "numerics": numerics, "files": present})
+
+
+def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return the complete runs at or below some folders.
+
+    Args:
+        paths: one folder or several.
+
+    Returns:
+        The folders that hold a ``done.json``, each once, sorted.
+
+    Raises:
+        InputError: if a path is not a folder.
+    """
+    found: set[Path] = set()
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        if not Path(path).is_dir():
+            raise InputError(f"A folder of runs was expected at {path}, but there is none; measure first, or mend the path.")
+        found.update(done.parent for done in Path(path).rglob("done.json"))
+    return sorted(found)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _held_digest(folder: Path) -> str | None:
+    done = _read_json(folder / "done.json")
+    if done is not None:
+        return done.get("digest")
+    try:
+        with open(folder / "config.yaml", encoding="utf-8") as file:
+            first = file.readline()
+    except (OSError, ValueError):
+        return None
+    return first.removeprefix(_HEADER).strip() if first.startswith(_HEADER) else None

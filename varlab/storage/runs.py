@@ -1,0 +1,116 @@
+"""The files of one run: per-trajectory scalars as they come, then summary, moments, critic and provenance."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from varlab.checks import InputError
+from varlab.storage.atomic import atomic, part_of, read_npz, write_json, write_npz
+from varlab.storage.cache import UNREADABLE, first_line, pack_reference, unpack_reference
+from varlab.types import Moments, Reference
+
+
+class ParquetSink:
+    """Takes blocks of per-trajectory scalars as they come, so that memory does not grow with n.
+
+    As a context manager it gives the file its name only if the block ends without an error.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Prepare to write to ``path``; nothing is created before the first block."""
+        self.path = Path(path)
+        self._part = part_of(self.path)
+        self._writer: pq.ParquetWriter | None = None
+
+    def __call__(self, block: pd.DataFrame) -> None:
+        """Append one block; float64 columns are kept as float32."""
+        table = pa.Table.from_pandas(block.astype({c: "float32" for c in block.select_dtypes("float64")}), preserve_index=False)
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(self._part, table.schema)
+        self._writer.write_table(table)
+
+    def close(self, keep: bool = True) -> None:
+        """Close the file and give it its name, or drop it."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            if keep:
+                os.replace(self._part, self.path)
+        self._part.unlink(missing_ok=True)
+
+    def __enter__(self) -> ParquetSink:
+        """Return the sink."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close, keeping the file unless an error came."""
+        self.close(keep=kind is None)
+
+
+def write_run(folder: str | Path, result: Any, provenance: Mapping[str, Any]) -> None:
+    """Write the summary, the moments with their references, the critic if there is one, and the provenance.
+
+    Args:
+        folder: a folder claimed by :func:`begin`.
+        result: what :func:`varlab.measure` returned.
+        provenance: what :func:`varlab.provenance.provenance` returned.
+    """
+    folder = Path(folder)
+    moments: dict[str, np.ndarray] = {f.name: getattr(result.moments, f.name) for f in fields(Moments)}
+    moments = {k: np.asarray(v) for k, v in moments.items() if v is not None}
+    for objective, reference in result.references.items():
+        moments |= {f"reference_{key}__{objective}": value for key, value in pack_reference(reference).items()}
+    write_npz(folder / "moments.npz", moments)
+    with atomic(folder / "summary.csv") as part:
+        result.summary.to_csv(part, index=False)
+    with atomic(folder / "summary.parquet") as part:
+        result.summary.to_parquet(part, index=False)
+    if result.critic is not None:
+        with atomic(folder / "critic.pt") as part:
+            torch.save(dict(result.critic.state_dict()), part)
+    write_json(folder / "provenance.json", provenance)
+
+
+def read_run(folder: str | Path) -> tuple[pd.DataFrame, Moments, dict[str, Reference], dict[str, Any]]:
+    """Read what :func:`write_run` wrote.
+
+    Args:
+        folder: a complete run folder.
+
+    Returns:
+        The summary, the moments, the reference of each objective, and the provenance.
+
+    Raises:
+        InputError: if a file is missing or damaged.
+    """
+    folder = Path(folder)
+    try:
+        summary = pd.read_parquet(folder / "summary.parquet")
+        arrays = read_npz(folder / "moments.npz")
+        provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        marker = "reference_grad__"
+        references = {}
+        for objective in [k.removeprefix(marker) for k in arrays if k.startswith(marker)]:
+            keys = ("grad", "info", "block_mean", "block_count")
+            packed = {k: arrays[f"reference_{k}__{objective}"] for k in keys if f"reference_{k}__{objective}" in arrays}
+            references[objective] = unpack_reference(packed)
+        kept = {f.name: arrays.get(f.name) for f in fields(Moments)}
+        kept |= {"names": tuple(str(name) for name in arrays["names"]), "comparator": int(arrays["comparator"])}
+    except UNREADABLE as error:
+        raise InputError(
+            f"A complete run was expected in {folder}, but it could not be read ({first_line(error)}); measure it again."
+        ) from error
+    return summary, Moments(**kept), references, provenance

@@ -1,0 +1,329 @@
+"""Frozen records that pass between rooms, and the capabilities a world may have.
+
+Shape letters used everywhere: N trajectories, T time steps (padded), M = Σ T_i steps (flat), K choices of Φ,
+P policy parameters, B blocks, S states, A actions, O outcomes of one state-action pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from varlab import checks
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """N episodes, stored flat: the steps of episode i are rows ``offsets[i]:offsets[i + 1]``.
+
+    Attributes:
+        obs: [M, ...] observation o_t seen before action a_t.
+        action: [M] or [M, action dimension].
+        reward: [M] float64, r_t paid for step t.
+        offsets: [N + 1] int64, first row of each episode; ``offsets[0] = 0`` and ``offsets[N] = M``.
+        terminated: [N] bool, the decision process ended.
+        truncated: [N] bool, t reached the end of sampling (``cut`` or ``horizon``) with the process still alive.
+        last_obs: [N, ...] observation after the last step, o_T.
+        horizon: H, the length that ends the objective.
+        state: [M] int64 index of the state in a finite MDP, else None.
+        last_state: [N] int64, or None.
+        env: the name used in messages.
+    """
+
+    obs: Tensor
+    action: Tensor
+    reward: Tensor
+    offsets: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    last_obs: Tensor
+    horizon: int
+    state: Tensor | None = None
+    last_state: Tensor | None = None
+    env: str = "environment"
+
+    def __len__(self) -> int:
+        """Return the number of trajectories N."""
+        return self.offsets.shape[0] - 1
+
+    @property
+    def steps(self) -> int:
+        """M, the number of environment steps."""
+        return self.obs.shape[0]
+
+    @cached_property
+    def length(self) -> Tensor:
+        """[N] int64, the number of steps T_i of each episode."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    @cached_property
+    def time(self) -> Tensor:
+        """[M] int64, the time t of each flat row."""
+        return torch.arange(self.steps, device=self.offsets.device) - self.offsets[:-1].repeat_interleave(self.length)
+
+    @cached_property
+    def episode(self) -> Tensor:
+        """[M] int64, the episode of each flat row."""
+        return torch.arange(len(self), device=self.offsets.device).repeat_interleave(self.length)
+
+    @cached_property
+    def last_row(self) -> Tensor:
+        """[N] int64, the flat row of each episode's last step."""
+        return self.offsets[1:] - 1
+
+    def padded(self, x: Tensor, fill: float = 0.0) -> Tensor:
+        """Spread flat rows x [M, ...] to [N, T, ...] with T the longest episode, ``fill`` after each end."""
+        out = x.new_full((len(self), int(self.length.max()), *x.shape[1:]), fill)
+        out[self.episode, self.time] = x
+        return out
+
+    def flat(self, x: Tensor) -> Tensor:
+        """Undo :meth:`padded`: [N, T, ...] to flat rows [M, ...]."""
+        return x[self.episode, self.time]
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """Split into padded groups of at most ``size`` episodes of similar length (longest first).
+
+        Args:
+            size: episodes in a group.
+
+        Yields:
+            Chunk: index [C] into the episodes and rows [C, T] into the flat arrays; rows after an episode's end repeat
+            its last row, with mask False.
+        """
+        order = torch.argsort(self.length, descending=True, stable=True)
+        for index in order.split(size):
+            length = self.length[index]
+            t = torch.arange(int(length[0]), device=length.device)
+            rows = self.offsets[index, None] + torch.minimum(t, length[:, None] - 1)
+            yield Chunk(index=index, rows=rows, mask=t < length[:, None])
+
+    @staticmethod
+    def join(made: Sequence[Trajectories]) -> Trajectories:
+        """Put several records of one environment end to end."""
+        if len(made) == 1:
+            return made[0]
+        first = made[0]
+
+        def cat(name: str) -> Tensor | None:
+            return None if getattr(first, name) is None else torch.cat([getattr(t, name) for t in made])
+
+        names = ("obs", "action", "reward", "terminated", "truncated", "last_obs", "state", "last_state")
+        length = torch.cat([t.length for t in made])
+        offsets = torch.cat([length.new_zeros(1), length.cumsum(0)])
+        return replace(first, offsets=offsets, **{name: cat(name) for name in names})
+
+    def to(self, device: torch.device | str) -> Trajectories:
+        """Return the same record with every tensor on ``device``."""
+        moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor) and k in self.__dataclass_fields__}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A length-sorted group of C episodes: ``index`` [C], ``rows`` [C, T] into flat arrays, ``mask`` [C, T] bool."""
+
+    index: Tensor
+    rows: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Values:
+    """State and action values at the visited steps of one Trajectories.
+
+    Attributes:
+        v: [M] float64, V_t(s_t), or None where not asked for.
+        v_last: [N] float64, V_T(s_T) at the observation after the last step, before any rule of termination or cut.
+        v_stale: [N] float64, V_T(s_{T−1}): the value looked up in the wrong state, for ``at_cut=wrong_state``.
+        q: [M] float64, Q_t(s_t, a_t), or None.
+        source: ``exact``, ``critic:<digest>`` or a user's name.
+        steps: environment steps spent to obtain them.
+    """
+
+    v: Tensor | None = None
+    v_last: Tensor | None = None
+    v_stale: Tensor | None = None
+    q: Tensor | None = None
+    source: str = "none"
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Block moments of per-trajectory gradients under K choices of Φ; all float64.
+
+    Attributes:
+        block_id: [B] int64.
+        count: [B] int64, trajectories in each block.
+        mean: [B, K, P] mean gradient of each block.
+        trace_m2: [B, K] Σ_i ‖g_i − block mean‖².
+        m2: [B, K, P] Σ_i (g_i − block mean)², or None when only traces were kept.
+        cross: [B, K] Σ_i ⟨g_i − mean, g'_i − mean'⟩ with g' the comparator (choice 0 of ``names``).
+        m4: [B, K] Σ_i ‖g_i − c_Φ‖⁴ with c_Φ the pilot mean; m2c: [B, K] Σ_i ‖g_i − c_Φ‖².
+        steps: [B] int64 environment steps.
+        names: the K choices.
+        comparator: index of the comparator among the K.
+    """
+
+    block_id: np.ndarray
+    count: np.ndarray
+    mean: np.ndarray
+    trace_m2: np.ndarray
+    m2: np.ndarray | None
+    cross: np.ndarray
+    m4: np.ndarray
+    m2c: np.ndarray
+    steps: np.ndarray
+    names: tuple[str, ...]
+    comparator: int = 0
+
+    @property
+    def n(self) -> int:
+        """Trajectories in all blocks."""
+        return int(self.count.sum())
+
+    def merge(self, other: Moments) -> Moments:
+        """Join the blocks of two records by id, in id order.
+
+        Joining is exact and associative: no number is pooled here.
+
+        Args:
+            other: blocks with other ids.
+
+        Returns:
+            All blocks.
+
+        Raises:
+            InputError: if a block id occurs in both, or the choices differ.
+        """
+        if self.names != other.names or self.comparator != other.comparator:
+            raise checks.InputError(
+                f"Moments of the same choices in the same order were expected, but {list(self.names)} met "
+                f"{list(other.names)}; measure both with one list of Φ."
+            )
+        double = np.intersect1d(self.block_id, other.block_id)
+        if double.size:
+            raise checks.InputError(
+                f"Blocks with distinct ids were expected, but ids {double[:5].tolist()} occur in both records; "
+                "give each shard its own range of blocks."
+            )
+        block_id = np.concatenate([self.block_id, other.block_id])
+        order = np.argsort(block_id, kind="stable")
+
+        def join(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return np.concatenate([a, b])[order]
+
+        both = self.m2 is not None and other.m2 is not None
+        return replace(
+            self,
+            block_id=block_id[order],
+            m2=join(self.m2, other.m2) if both else None,
+            **{
+                k: join(getattr(self, k), getattr(other, k)) for k in ("count", "mean", "trace_m2", "cross", "m4", "m2c", "steps")
+            },
+        )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """∇J and J that a bias refers to.
+
+    Attributes:
+        grad: [P] float64, pooled mean.
+        block_mean: [B, P] float64 of equal-weight blocks, or None if exact.
+        block_count: [B] int64, or None.
+        j: the expected return J of ``objective``.
+        kind: ``exact`` or the Φ that sampled it.
+        n: trajectories (0 if exact).
+        objective: ``J_1`` or ``J_gamma``.
+        digest: content digest of the settings that made it.
+        steps: environment steps spent.
+    """
+
+    grad: np.ndarray
+    block_mean: np.ndarray | None
+    block_count: np.ndarray | None
+    j: float
+    kind: str
+    n: int
+    objective: str
+    digest: str = ""
+    steps: int = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether the gradient carries no sampling error."""
+        return self.block_mean is None
+
+
+@runtime_checkable
+class Simulator(Protocol):
+    """One batch of independent episodes, stepped together; finished ones are dropped by :meth:`keep`."""
+
+    def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
+        """Begin n episodes and return their observations [n, ...]."""
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Advance the live episodes; return observation [n, ...], reward [n] float64, terminated [n] bool."""
+
+    def keep(self, alive: Tensor) -> None:
+        """Drop the episodes where ``alive`` [n] is False."""
+
+
+@runtime_checkable
+class Finite(Protocol):
+    """A world whose dynamics are a finite list of outcomes (see :class:`varlab.envs.finite.FiniteMDP`)."""
+
+    outcomes: object
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One part of one block: what a stream of randomness and a share of the work are called.
+
+    Attributes:
+        block: block id.
+        part: part of the block.
+        n: trajectories in this part.
+    """
+
+    block: int
+    part: int
+    n: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How n trajectories fall into B blocks and simulation parts; the unit of randomness is one part of one block.
+
+    Attributes:
+        n: trajectories.
+        blocks: B.
+        part_size: most trajectories simulated together.
+        first_block: id of the first block.
+    """
+
+    n: int
+    blocks: int
+    part_size: int
+    first_block: int = 0
+    sizes: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Spread n over the blocks; sizes differ by at most one."""
+        base, extra = divmod(self.n, self.blocks)
+        object.__setattr__(self, "sizes", tuple(base + (b < extra) for b in range(self.blocks)))
+
+    def parts(self, b: int) -> list[Draws]:
+        """Return the simulation parts of the b-th block."""
+        size = self.sizes[b]
+        count = -(-size // self.part_size)
+        base, extra = divmod(size, count)
+        return [Draws(self.first_block + b, p, base + (p < extra)) for p in range(count)]

@@ -1,0 +1,212 @@
+"""Learned critics V_φ and Q_φ, fitted by the mean-squared error on trajectories of their own.
+
+    φ_k = argmin_φ E_{s_t, Ĝ_t ∼ π_k} (V_φ(s_t) − G_t)²,
+
+by steps of gradient descent that start from the previous policy's φ_{k−1} where there is one. Q_φ(s_t, a_t) regresses on the
+same reward-to-go. Source: Spinning Up in Deep RL, Part 3 (Achiam, 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from varlab import checks, rng
+from varlab.envs.base import Environment
+from varlab.policies.base import features
+from varlab.policies.networks import ACTIVATIONS, mlp
+from varlab.types import Trajectories, Values
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """How critics are fitted.
+
+    Attributes:
+        n: trajectories of the critic stream.
+        hidden: widths of the hidden layers.
+        activation: name of the activation.
+        lr: step size of Adam.
+        epochs: passes over the data.
+        minibatch: steps of the environment in one gradient step.
+        seed: root seed of data, initialisation and shuffling; the measurement's seed if None.
+        init: φ of a previous critic (``Critic.state``), or None for a fresh start.
+    """
+
+    n: int = 2000
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    lr: float = 3e-3
+    epochs: int = 10
+    minibatch: int = 1024
+    seed: int | None = None
+    init: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: for a count below one or a step size that is not positive.
+        """
+        for name in ("n", "epochs", "minibatch"):
+            checks.positive_int(f"critic.{name}", getattr(self, name))
+        if not self.lr > 0:
+            raise checks.InputError(
+                f"A positive critic.lr was expected, but it is {self.lr!r}; set for instance critic.lr=0.003."
+            )
+
+
+class CriticNetwork(nn.Module):
+    """V_φ and Q_φ side by side, each a perceptron whose output is scaled by the spread of the returns.
+
+    The scale and the shift are buffers, set from the first data that the critic sees, and kept on a warm start.
+    """
+
+    def __init__(self, env: Environment, hidden: Sequence[int], activation: str) -> None:
+        """Build both networks."""
+        super().__init__()
+        self.num_classes = env.num_features if env.discrete_observations else None
+        self.discrete = env.discrete_actions
+        function = ACTIVATIONS[checks.one_of("activation", activation, ACTIVATIONS)]
+        self.v = mlp([env.num_features, *hidden, 1], function)
+        q_in, q_out = (env.num_features, env.num_actions) if self.discrete else (env.num_features + env.num_actions, 1)
+        self.q = mlp([q_in, *hidden, q_out], function)
+        self.register_buffer("shift", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Return V_φ(s) [n]."""
+        return self.shift + self.scale * self.v(self._features(obs)).squeeze(-1)
+
+    def action_value(self, obs: Tensor, action: Tensor) -> Tensor:
+        """Return Q_φ(s, a) [n]."""
+        x = self._features(obs)
+        if self.discrete:
+            out = self.q(x).gather(-1, action.unsqueeze(-1))
+        else:
+            out = self.q(torch.cat([x, action.to(x.dtype)], -1))
+        return self.shift + self.scale * out.squeeze(-1)
+
+    def _features(self, obs: Tensor) -> Tensor:
+        return features(obs, self.num_classes, self.scale.dtype)
+
+
+@dataclass(frozen=True)
+class Critic:
+    """Fitted critics.
+
+    Attributes:
+        network: V_φ and Q_φ.
+        source: ``critic:<digest of φ>``.
+        steps: environment steps spent on the data.
+        explained_variance: 1 − Var(G − V_φ)/Var(G) on the fitting data.
+        losses: mean-squared error of V_φ before the first and after the last pass.
+    """
+
+    network: CriticNetwork
+    source: str
+    steps: int
+    explained_variance: float
+    losses: tuple[float, float]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return φ: what ``CriticSettings.init`` takes for the next policy."""
+        return self.network.state_dict()
+
+    @torch.no_grad()
+    def __call__(self, traj: Trajectories, need: frozenset[str]) -> Values:
+        """Evaluate the critics at the visited steps.
+
+        Args:
+            traj: trajectories of the critic's environment.
+            need: which of ``v`` and ``q`` are wanted.
+
+        Returns:
+            Values at every step, float64.
+        """
+        net = self.network
+        v = net.value(traj.obs).double() if "v" in need else None
+        return Values(
+            v=v,
+            v_stale=v[traj.last_row] if v is not None else None,  # this critic does not see the time
+            v_last=net.value(traj.last_obs).double() if "v" in need else None,
+            q=net.action_value(traj.obs, traj.action).double() if "q" in need else None,
+            source=self.source,
+            steps=self.steps,
+        )
+
+
+def fit(
+    env: Environment,
+    traj: Trajectories,
+    target: Tensor,
+    settings: CriticSettings,
+    sequence: np.random.SeedSequence,
+    digest: object,
+    dtype: torch.dtype = torch.float32,
+) -> Critic:
+    """Fit V_φ and Q_φ to the reward-to-go by Adam on minibatches.
+
+    Args:
+        env: gives input sizes.
+        traj: the critic stream's trajectories.
+        target: [M] reward-to-go G_t.
+        settings: network and optimiser.
+        sequence: seed of initialisation and shuffling.
+        digest: function from a mapping of arrays to a short content digest.
+        dtype: of the networks.
+
+    Returns:
+        The fitted critics.
+
+    Raises:
+        InputError: if φ to start from has other shapes, or the fit diverges.
+    """
+    start, shuffle = sequence.spawn(2)
+    with torch.random.fork_rng(devices=[]):  # torch's initialisers know only the global generator
+        torch.manual_seed(int(start.generate_state(1)[0]))
+        net = CriticNetwork(env, settings.hidden, settings.activation)
+    net = net.to(dtype=dtype, device=traj.obs.device)
+    goal = target.to(dtype)
+    if settings.init is None:
+        net.shift.fill_(float(target.mean()))
+        net.scale.fill_(max(float(target.std(correction=0)), 1e-8))
+    else:
+        try:
+            net.load_state_dict({k: torch.as_tensor(v) for k, v in settings.init.items()})
+        except RuntimeError as error:
+            raise checks.InputError(
+                f"φ of a critic with hidden layers {list(settings.hidden)} for {env.name} was expected, but it does not fit: "
+                f"{' '.join(str(error).split())}; start from a critic of the same network."
+            ) from error
+    with torch.no_grad():
+        before = float((net.value(traj.obs) - goal).square().mean())
+    generator = rng.torch_generator(shuffle)
+    optimizer = torch.optim.Adam([*net.v.parameters(), *net.q.parameters()], lr=settings.lr)
+    for _ in range(settings.epochs):
+        for rows in torch.randperm(traj.steps, generator=generator).split(settings.minibatch):
+            rows = rows.to(traj.obs.device)
+            obs, g = traj.obs[rows], goal[rows]
+            # In units of the returns' spread, so that one step size suits every reward scale.
+            loss = ((net.value(obs) - g) / net.scale).square().mean() + (
+                (net.action_value(obs, traj.action[rows]) - g) / net.scale
+            ).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    net.requires_grad_(False)
+    residual = net.value(traj.obs).double() - target
+    after = float(residual.square().mean())
+    if not np.isfinite(after):
+        raise checks.InputError(
+            f"A finite error was expected after fitting the critic on {env.name}, but it is {after}; lower "
+            f"critic.lr={settings.lr}."
+        )
+    spread = float(target.var(correction=0))
+    explained = 1 - float(residual.var(correction=0)) / spread if spread > 0 else float("nan")
+    state = {k: v.detach().cpu().numpy() for k, v in net.state_dict().items()}
+    return Critic(net, f"critic:{digest(state)[:8]}", traj.steps, explained, (before, after))

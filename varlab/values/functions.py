@@ -1,0 +1,55 @@
+"""Values that a user gives as functions of observation and time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from varlab import checks
+from varlab.types import Trajectories, Values
+
+
+@dataclass(frozen=True)
+class FunctionValues:
+    """V_t(s) and Q_t(s, a) by formula.
+
+    Attributes:
+        v: (obs [m, ...], t [m]) → [m], or None.
+        q: (obs [m, ...], action [m, ...], t [m]) → [m], or None.
+        source: name that the rows carry.
+        steps: environment steps spent to obtain them.
+    """
+
+    v: Callable[[Tensor, Tensor], Tensor] | None = None
+    q: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    source: str = "user"
+    steps: int = 0
+
+    def __call__(self, traj: Trajectories, need: frozenset[str]) -> Values:
+        """Evaluate at the visited steps.
+
+        Args:
+            traj: trajectories.
+            need: which of ``v`` and ``q`` are wanted.
+
+        Returns:
+            Values at every step, float64.
+
+        Raises:
+            InputError: if a function that is needed was not given.
+        """
+        for name in need:
+            if getattr(self, name) is None:
+                raise checks.InputError(
+                    f"A function {name} was expected because one Φ needs it, but FunctionValues was given none; pass {name}=…"
+                )
+        return Values(
+            v=self.v(traj.obs, traj.time).double() if "v" in need else None,
+            v_last=self.v(traj.last_obs, traj.length).double() if "v" in need else None,
+            v_stale=self.v(traj.obs[traj.last_row], traj.length).double() if "v" in need else None,
+            q=self.q(traj.obs, traj.action, traj.time).double() if "q" in need else None,
+            source=self.source,
+            steps=self.steps,
+        )
