@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(PY) || command -v $(PYTHON) > /dev/null || { echo "varlab needs Python 3.11 or newer, but '$(PYTHON)' was not found; install it or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(PY) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "varlab needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) -V 2>&1); name a newer one: make PYTHON=python3.11" >&2; exit 1; }
 	@test -x $(PY) || $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module was expected, but '$(PYTHON)' lacks it; install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv .venv
 	$(PY) -m pip install -q torch==2.13.0 -c constraints.txt
 	$(PY) -m pip install -q -e ".[test]" -c constraints.txt
 	@touch $(STAMP)

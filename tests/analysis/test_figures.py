@@ -113,7 +113,8 @@ def test_looks_depend_on_the_name_alone_and_arguments_keep_the_family():
 @pytest.mark.parametrize(
     ("phi", "label"),
     [("gae(lam=0.95)", "GAE(λ = 0.95)"), ("total_return", r"total return $R_\gamma$"), ("n_step(k=5)", "5-step"),
-     ("n_step(5)", "5-step"), ("optimal_baseline(of=time, base=reward_to_go)", "optimal baseline(of = time, base = reward to go)"), ("my_own", "my own")],
+     ("n_step(5)", "5-step"),
+     ("optimal_baseline(of=time, base=reward_to_go)", "optimal baseline (of = time, base = reward to go)"), ("my_own", "my own")],
 )  # fmt: skip
 def test_labels_read_well(phi, label):
     assert style.label(phi) == label

@@ -6,7 +6,7 @@ import pytest
 import synthetic_runs
 
 from varlab import checks
-from varlab.analysis import intervals, tables
+from varlab.analysis import intervals, statistics, tables
 from varlab.analysis.convergence import group_sizes
 
 
@@ -104,21 +104,33 @@ def test_band_of_the_closed_form_is_the_two_sample_jackknife(run):
     row = table[(table.phi == "n_step(k=5)") & (table.kind == "closed form") & (table.batch_size == 100)].iloc[0]
     reference, edges = run.references["J_1"], np.concatenate([[0], run.moments.count.cumsum()])
 
-    def log_inverse_square(g, r):
+    def cosine(g, r):
         variance, error = g.var(0, ddof=1).sum(), r.var(0, ddof=1).sum() / len(r)
         squares = g.mean(0) @ g.mean(0) - variance / len(g) + variance / 100
-        return np.log((r.mean(0) @ r.mean(0) - error) * squares / (g.mean(0) @ r.mean(0)) ** 2)
+        return g.mean(0) @ r.mean(0) / np.sqrt((r.mean(0) @ r.mean(0) - error) * squares)
 
     g, r = run.gradients[:, 9], reference.block_mean
-    mine = [log_inverse_square(np.delete(g, slice(edges[b], edges[b + 1]), 0), r) for b in range(50)]
-    theirs = [log_inverse_square(g, np.delete(r, b, 0)) for b in range(50)]
-    parts = [49 / 50 * np.sum((np.array(x) - np.mean(x)) ** 2) for x in (mine, theirs)]
-    degrees = sum(parts) ** 2 / sum(p**2 / 49 for p in parts)
-    half = intervals.student(0.95, degrees) * np.sqrt(sum(parts))
-    centre = log_inverse_square(g, r)
-    assert row.cosine == pytest.approx(np.exp(-centre / 2), rel=1e-9)
-    assert row.cosine_low == pytest.approx(np.exp(-(centre + half) / 2), rel=1e-7)
-    assert row.cosine_high == pytest.approx(min(1, np.exp(-(centre - half) / 2)), rel=1e-7)
+    mine = [cosine(np.delete(g, slice(edges[b], edges[b + 1]), 0), r) for b in range(50)]
+    theirs = [cosine(g, np.delete(r, b, 0)) for b in range(50)]
+    low, high = intervals.jackknife_interval(cosine(g, r), [mine, theirs], scale=intervals.FISHER)
+    assert (row.cosine, row.cosine_low, row.cosine_high) == pytest.approx((cosine(g, r), low, high), rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["run", "exact_run"])
+def test_closed_form_at_the_batch_size_is_the_cosine_of_the_summary(kind, request):
+    run = request.getfixturevalue(kind)
+    rows = statistics.summarise(run.moments, run.references["J_1"], batch_size=100, rng=np.random.default_rng(0))
+    summary = pd.DataFrame(rows).assign(phi=run.moments.names, objective="J_1", batch_size=100)
+    table = tables.cosine_table(run.moments, run.references, summary)
+    at = table[(table.kind == "closed form") & (table.batch_size == 100)]
+    columns = ["cosine", "cosine_low", "cosine_high"]
+    np.testing.assert_allclose(at[columns], summary[columns], rtol=1e-8)
+
+
+def test_an_unresolved_gradient_has_the_whole_circle_for_a_band(run):
+    table = tables.cosine_table(run.moments, run.references, run.summary.assign(flag="gradient-not-resolved; reference-limited"))
+    closed = table[table.kind == "closed form"]
+    assert (closed.cosine_low == -1).all() and (closed.cosine_high == 1).all()
 
 
 def test_measured_cosine_is_the_mean_over_groups(exact_run):

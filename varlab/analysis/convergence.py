@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from varlab.analysis import intervals
+from varlab.analysis.blocks import CentredBlocks, pooled_variance
 from varlab.types import Moments, Reference
 
 FEW_DIRECTIONS = 10
@@ -47,7 +48,8 @@ def running_table(moments: Moments, references: Mapping[str, Reference]) -> pd.D
     for objective, reference in references.items():
         error = reference_error(reference)
         for k, phi in enumerate(moments.names):
-            variance, offset = pooled_variance(moments, k), moments.mean[:, k].astype(float) - reference.grad
+            own, offset = CentredBlocks.of(moments.count, moments.mean[:, k]), moments.mean[:, k] - reference.grad
+            variance, _ = pooled_variance(own.count, moments.trace_m2[:, k], own.dev_sq)
             bias_sq = _norm_sq(_mean(offset, moments.count)) - variance / moments.n - error
             same = {"phi": phi, "objective": objective}
             for size in group_sizes(len(moments.count)):
@@ -81,16 +83,15 @@ def cosine_table(moments: Moments, references: Mapping[str, Reference], summary:
     r"""Tabulate the cosine between a batch mean of N trajectories and ∇J, in closed form and measured.
 
     The closed form is ρ_N = ⟨E g, ∇J⟩ / (‖∇J‖ √(‖E g‖² + variance/N)), each part estimated without bias: ⟨ḡ, ∇J_ref⟩,
-    ‖ḡ‖² − variance/n, and ‖∇J_ref‖² less the reference's own error. Its band is the jackknife over blocks, and over the
-    reference's blocks where it is sampled, of log ρ_N^{−2}, which moves with NSR/N for an unbiased Φ and with the angle of the
-    bias otherwise; the upper end is at most 1. Measured cosines are ⟨ḡ_group, ∇J_ref⟩ / (‖ḡ_group‖ ‖∇J‖) with the same debiased
-    ‖∇J‖, which takes the reference's error out of their mean, averaged over disjoint groups of consecutive blocks with a t
-    interval.
+    ‖ḡ‖² − variance/n, and ‖∇J_ref‖² less the reference's own error. Its band is that of the summary's ``cosine``, at every N:
+    the jackknife over blocks, and over the reference's blocks where it is sampled, on Fisher's z scale, and [−1, 1] for rows
+    flagged ``gradient-not-resolved``. Measured cosines are ⟨ḡ_group, ∇J_ref⟩ / (‖ḡ_group‖ ‖∇J‖) with the same debiased ‖∇J‖,
+    which takes the reference's error out of their mean, averaged over disjoint groups of consecutive blocks with a t interval.
 
     Args:
         moments: B blocks of K choices.
         references: the reference of each objective.
-        summary: gives ``batch_size``, added to the grid of N, and ``effective_directions`` where it has that column.
+        summary: gives ``batch_size``, added to the grid of N, ``effective_directions`` where it has that column, and flags.
 
     Returns:
         One row per Φ, objective, kind (``closed form`` or ``measured``) and N: columns phi, objective, kind, batch_size, groups,
@@ -105,10 +106,11 @@ def cosine_table(moments: Moments, references: Mapping[str, Reference], summary:
             said = summary[(summary["phi"] == phi) & (summary["objective"] == objective)]
             directions = float(said["effective_directions"].iloc[0]) if "effective_directions" in said and len(said) else np.nan
             same = {"phi": phi, "objective": objective, "effective_directions": directions}
+            resolved = not said.get("flag", pd.Series(dtype=str)).astype(str).str.contains("gradient-not-resolved").any()
             same["note"] = "approximate" if directions < FEW_DIRECTIONS else ""
             pieces, drops = _pieces(moments, k, reference)
             for size in sizes:
-                value, low, high = _cosine(pieces, drops, size)
+                value, low, high = _cosine(pieces, drops, size, resolved)
                 rows.append(
                     {**same, "kind": "closed form", "batch_size": size, "cosine": value, "cosine_low": low, "cosine_high": high}
                 )
@@ -136,107 +138,78 @@ def cosine_table(moments: Moments, references: Mapping[str, Reference], summary:
                     }
                 )
     columns = [
-        "phi",
-        "objective",
-        "kind",
-        "batch_size",
-        "groups",
-        "cosine",
-        "cosine_low",
-        "cosine_high",
-        "effective_directions",
-        "note",
-    ]
+        "phi", "objective", "kind", "batch_size", "groups", "cosine", "cosine_low", "cosine_high", "effective_directions", "note",
+    ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
 
 
-def pooled_variance(moments: Moments, k: int) -> float:
-    """Return tr Cov g of choice k from all trajectories: Σ_i ‖g_i − ḡ‖² / (n − 1).
-
-    Args:
-        moments: B blocks.
-        k: index of the choice.
-
-    Returns:
-        The variance.
-    """
-    between = moments.count @ np.square(moments.mean[:, k] - _mean(moments.mean[:, k], moments.count)).sum(1)
-    return float((moments.trace_m2[:, k].sum() + between) / (moments.n - 1))
-
-
 def reference_error(reference: Reference) -> float:
-    """Return the estimate of E‖∇J_ref − ∇J‖² from the reference's blocks of equal weight, Σ_b ‖r_b − r̄‖² / (B(B − 1)).
+    """Return the unbiased estimate of E‖∇J_ref − ∇J‖² from the spread of the reference's blocks.
 
     Args:
         reference: sampled or exact.
 
     Returns:
-        The expected square error, 0 for an exact reference.
+        Σ_b w_b ‖r_b − r̄‖² / (B − 1) with weights w_b = n_b/n; 0 for an exact reference.
     """
+    blocks = _reference_blocks(reference)
+    return 0.0 if blocks is None else float(blocks.weight @ blocks.dev_sq / (len(blocks.weight) - 1))
+
+
+def _reference_blocks(reference: Reference) -> CentredBlocks | None:
     if reference.block_mean is None:
-        return 0.0
-    blocks = len(reference.block_mean)
-    return float(np.square(reference.block_mean - reference.block_mean.mean(0)).sum() / (blocks * (blocks - 1)))
+        return None
+    count = np.ones(len(reference.block_mean)) if reference.block_count is None else reference.block_count
+    return CentredBlocks.of(np.asarray(count), reference.block_mean)
 
 
 @dataclass(frozen=True)
 class _Pieces:
     """⟨E g, ∇J⟩, ‖E g‖², tr Cov g and ‖∇J‖²: numbers, or one per block left out."""
 
-    inner: np.ndarray
-    mean_sq: np.ndarray
-    variance: np.ndarray
-    norm_sq: np.ndarray
+    inner: float | np.ndarray
+    mean_sq: float | np.ndarray
+    variance: float | np.ndarray
+    norm_sq: float | np.ndarray
 
-    def log_inverse_square(self, size: float) -> np.ndarray:
-        """Return log ρ_N^{−2}, nan where an estimate of a square is not positive."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.log(self.norm_sq * (self.mean_sq + self.variance / size) / np.square(self.inner))
+    def cosine(self, size: float) -> np.ndarray:
+        """Return ρ_N, nan where the estimate of a square is not positive."""
+        square = self.norm_sq * (self.mean_sq + self.variance / size)
+        positive = (self.norm_sq > 0) & (square > 0)
+        return np.where(positive, self.inner, np.nan) / np.sqrt(np.where(positive, square, 1.0))
 
 
 def _pieces(moments: Moments, k: int, reference: Reference) -> tuple[_Pieces, list[_Pieces]]:
     """Return the parts of ρ_N, and the same without each block of the moments and (if sampled) without each of the reference."""
-    c, m, trace = moments.count.astype(float), moments.mean[:, k].astype(float), moments.trace_m2[:, k]
-    norm_sq = _norm_sq(reference.grad) - reference_error(reference)
-
-    def of(n: np.ndarray, mean: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        length = np.square(mean).sum(-1)
-        variance = (squares - n * length) / (n - 1)
-        return length - variance / n, variance
-
-    total, squares = (c[:, None] * m).sum(0), trace + c * np.square(m).sum(1)  # Σ_i g_i and Σ_i ‖g_i‖² of each block
-    mean = total / c.sum()
-    whole = _Pieces(np.asarray(mean @ reference.grad), *of(c.sum(), mean, squares.sum()), np.asarray(norm_sq))
-    left = c.sum() - c
-    without = (total - c[:, None] * m) / left[:, None]
-    drops = [_Pieces(without @ reference.grad, *of(left, without, squares.sum() - squares), np.full(len(c), norm_sq))]
-    if reference.block_mean is not None:
-        r, blocks = reference.block_mean, len(reference.block_mean)
-        rest = (r.sum(0) - r) / (blocks - 1)
-        spread = np.square(r).sum() - np.square(r).sum(1) - (blocks - 1) * np.square(rest).sum(1)
-        kept = np.square(rest).sum(1) - spread / ((blocks - 1) * (blocks - 2))
-        full = [np.full(blocks, float(v)) for v in (whole.mean_sq, whole.variance)]
-        drops.append(_Pieces(rest @ mean, *full, kept))
+    own, grad = CentredBlocks.of(moments.count, moments.mean[:, k].astype(float)), reference.grad
+    variance, variances = pooled_variance(own.count, moments.trace_m2[:, k], own.dev_sq)
+    n, h, mean = own.count.sum(), own.h, own.mean
+    inner, length = mean @ grad, mean @ mean
+    norm_sq = _norm_sq(grad) - reference_error(reference)
+    whole = _Pieces(inner, length - variance / n, variance, norm_sq)
+    lengths = length - 2 * h * (own.dev @ mean) + h**2 * own.dev_sq
+    drops = [_Pieces(inner - h * (own.dev @ grad), lengths - variances / (n - own.count), variances, norm_sq)]
+    blocks = _reference_blocks(reference)
+    if blocks is not None:
+        h, each = blocks.h, blocks.weight * blocks.dev_sq
+        noise = (each.sum() - each - h * each) / (1 - blocks.weight) / (len(each) - 2)
+        squares = grad @ grad - 2 * h * (blocks.dev @ grad) + h**2 * blocks.dev_sq - noise
+        drops.append(_Pieces(inner - h * (blocks.dev @ mean), whole.mean_sq, variance, squares))
     return whole, drops
 
 
-def _cosine(whole: _Pieces, drops: list[_Pieces], size: float) -> tuple[float, float, float]:
-    """Return ρ_N and its 95 % interval."""
-    centre = float(whole.log_inverse_square(size))
-    sign = float(np.sign(whole.inner))
-    value = sign * np.exp(-centre / 2)
-    logs = [d.log_inverse_square(size) for d in drops]
-    one_sign = all((np.sign(d.inner) == sign).all() for d in drops)
-    if one_sign:
-        ends, back = logs, lambda z: sign * np.exp(-z / 2)
-    else:  # so near to a right angle that the logarithm has no meaning
-        ends, back, centre = [np.sign(d.inner) * np.exp(-z / 2) for d, z in zip(drops, logs, strict=True)], lambda z: z, value
-    parts = [intervals.jackknife_variance(z) for z in ends]
-    if not np.isfinite([centre, *parts]).all():
-        return float(value), np.nan, np.nan
-    half = intervals.student(0.95, intervals.welch_satterthwaite(parts, [len(z) - 1 for z in ends])) * np.sqrt(sum(parts))
-    low, high = sorted((back(centre - half), back(centre + half)))
-    return float(value), float(max(low, -1.0)), float(min(high, 1.0))
+def _cosine(whole: _Pieces, drops: list[_Pieces], size: float, resolved: bool) -> tuple[float, float, float]:
+    """Return ρ_N and its 95 % interval, by the rules of :func:`varlab.analysis.statistics.summarise`."""
+    value, sources = float(whole.cosine(size)), [d.cosine(size) for d in drops]
+    if np.isnan(value):
+        return np.nan, np.nan, np.nan
+    if not (resolved and all(np.isfinite(x).all() for x in sources)):
+        return float(np.clip(value, -1, 1)), -1.0, 1.0
+    if abs(value) < 1 and all((np.abs(x) < 1).all() for x in sources):
+        return value, *intervals.jackknife_interval(value, sources, scale=intervals.FISHER)
+    ends = intervals.jackknife_interval(value, sources, scale=intervals.LINEAR, skew=False)
+    low, high = np.clip(ends, -1, 1)  # an estimate beyond 1 is sampling error of a cosine near 1
+    return float(np.clip(value, -1, 1)), float(low), float(high)
 
 
 def _mean(x: np.ndarray, count: np.ndarray) -> np.ndarray:
@@ -248,7 +221,10 @@ def _norm_sq(x: np.ndarray) -> float:
 
 
 def _mean_interval(x: np.ndarray) -> tuple[float, float]:
-    """Return the log jackknife interval of the mean of positive, independent numbers; nan for fewer than two."""
-    if len(x) < 2:
+    """Return the log jackknife interval of the mean of positive, independent numbers; nan for fewer than two.
+
+    Without the correction for skewness, which so few groups cannot estimate.
+    """
+    if len(x) < 2 or not (x > 0).all():
         return np.nan, np.nan
-    return intervals.log_interval(float(x.mean()), (x.sum() - x) / (len(x) - 1))
+    return intervals.jackknife_interval(float(x.mean()), [(x.sum() - x) / (len(x) - 1)], skew=False)

@@ -169,7 +169,7 @@ def label(phi: str) -> str:
         said.append(f"{SYMBOLS.get(key.strip(), key.strip())} = {value.strip()}" if key else value)
     if family == "n_step" and len(said) == 1:
         return f"{said[0].split()[-1]}-step"
-    return f"{text}({', '.join(said)})".replace("_", " ")
+    return f"{text}{' ' if ' ' in text else ''}({', '.join(said)})".replace("_", " ")
 
 
 def order(names: Iterable[str]) -> list[str]:

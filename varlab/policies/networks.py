@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent, Normal
 
 from varlab import checks
 from varlab.envs.base import Environment
-from varlab.policies.base import Broadcast, features
+from varlab.policies.base import Broadcast, categorical, features
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU}
 
@@ -43,7 +43,7 @@ class SoftmaxTable(nn.Module):
 
     def forward(self, obs: Tensor) -> Distribution:
         """Return the categorical distribution at states ``obs`` [...]."""
-        return Categorical(logits=self.logits(obs), validate_args=False)
+        return categorical(self.logits(obs))
 
 
 class NetworkPolicy(nn.Module):
@@ -62,7 +62,7 @@ class NetworkPolicy(nn.Module):
         """Return the action distribution at observations [n, ...]."""
         out = self.net(features(obs, self.num_classes, next(self.net.parameters()).dtype))
         if self.discrete:
-            return Categorical(logits=out, validate_args=False)
+            return categorical(out)
         return Independent(Normal(out, self.log_std(out).exp(), validate_args=False), 1, validate_args=False)
 
 

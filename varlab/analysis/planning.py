@@ -1,0 +1,99 @@
+"""How many episodes an answer needs: closed forms in n, the noise-to-signal ratio (NSR = tr Cov/‖∇J‖²) and the kurtosis."""
+
+from __future__ import annotations
+
+import math
+
+from varlab import checks
+
+
+def _number(what: str, value: float, low: float, high: float = math.inf) -> float:
+    """Return ``value`` if low < value < high."""
+    number = checks.in_range(what, value, low, high)
+    if number in (low, high):
+        raise checks.InputError(f"{what} must lie strictly between {low:g} and {high:g}, but it is {value!r}; move it inside.")
+    return number
+
+
+def trajectories_for_variance(relative_error: float, kurtosis: float) -> int:
+    """Trajectories n for which two standard errors of tr Cov are ``relative_error`` of it: n = 4(κ − 1)/e².
+
+    Var(tr Cov)/(tr Cov)² ≈ (κ − 1)/n with κ = E‖g−ḡ‖⁴/(E‖g−ḡ‖²)².
+
+    Args:
+        relative_error: e, for example 0.1 for ± 10 % at two standard errors.
+        kurtosis: κ ≥ 1, from a pilot or a published table.
+
+    Returns:
+        n, rounded up, at least 1.
+    """
+    e = _number("relative_error", relative_error, 0.0)
+    kappa = checks.in_range("kurtosis", kurtosis, 1.0, math.inf)
+    return max(1, math.ceil(4.0 * (kappa - 1.0) / e**2))
+
+
+def cosine_to_truth(nsr: float, batch_size: float) -> float:
+    """Cosine between the mean of N unbiased gradients and ∇J, (1 + NSR/N)^{−1/2}.
+
+    Args:
+        nsr: tr Cov/‖∇J‖², 0 or more.
+        batch_size: N.
+
+    Returns:
+        A number in (0, 1]; 0 for an infinite NSR.
+    """
+    return 1.0 / math.sqrt(1.0 + checks.in_range("nsr", nsr, 0.0, math.inf) / _number("batch_size", batch_size, 0.0))
+
+
+def cosine_between(nsr: float, batch_size: float) -> float:
+    """Cosine between two independent means of N unbiased gradients, 1/(1 + NSR/N).
+
+    Args:
+        nsr: tr Cov/‖∇J‖², 0 or more.
+        batch_size: N.
+
+    Returns:
+        A number in (0, 1]; 0 for an infinite NSR.
+    """
+    return 1.0 / (1.0 + checks.in_range("nsr", nsr, 0.0, math.inf) / _number("batch_size", batch_size, 0.0))
+
+
+def episodes_for_cosine(cosine: float, nsr: float, bias_ratio: float = 0.0, alignment: float = 1.0) -> float:
+    """Episodes N at which the cosine to ∇J reaches ``cosine``.
+
+    In general ρ_N = a/√(1 + NSR/(N m²)) with m = ‖E g‖/‖∇J‖ and a the cosine of E g itself, so
+    N = NSR / (m² ((a/ρ)² − 1)); for an unbiased Φ, N = NSR ρ²/(1 − ρ²).
+
+    Args:
+        cosine: ρ, strictly between 0 and 1.
+        nsr: tr Cov/‖∇J‖², 0 or more.
+        bias_ratio: m − 1, how much longer E g is than ∇J; 0 for an unbiased Φ.
+        alignment: a, 1 for an unbiased Φ.
+
+    Returns:
+        N (not rounded); inf where no batch reaches the cosine.
+    """
+    rho = _number("cosine", cosine, 0.0, 1.0)
+    nsr = checks.in_range("nsr", nsr, 0.0, math.inf)
+    m = 1.0 + _number("bias_ratio", bias_ratio, -1.0)
+    a = checks.in_range("alignment", alignment, -1.0, 1.0)
+    if a <= rho:
+        return math.inf
+    return nsr / (m**2 * ((a / rho) ** 2 - 1.0))
+
+
+def episodes_for_mse(mse: float, variance: float, bias_sq: float = 0.0) -> float:
+    """Episodes N at which bias² + variance/N falls to ``mse``: N = variance/(mse − bias²).
+
+    Args:
+        mse: target, more than 0.
+        variance: tr Cov of one gradient, 0 or more.
+        bias_sq: squared bias; a negative estimate counts as 0.
+
+    Returns:
+        N (not rounded); inf where the bias alone exceeds the target.
+    """
+    target = _number("mse", mse, 0.0)
+    variance = checks.in_range("variance", variance, 0.0, math.inf)
+    room = target - max(checks.in_range("bias_sq", bias_sq, -math.inf, math.inf), 0.0)
+    return variance / room if room > 0 else math.inf

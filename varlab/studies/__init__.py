@@ -1,0 +1,1 @@
+"""Studies: whatever runs measurements."""
