@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def main(cfg: DictConfig) -> None:
     summary, _, _, record = storage.read_run(folder)
     if cfg.figures and not (done and (folder / "figures").is_dir()):
         convergence = tables.gather_convergence([folder])
-        figures.save_all(summary, *convergence, folder / "figures", cfg.style, " ".join(["python", *command]))
+        figures.save_all(summary, *convergence, folder / "figures", cfg.style, shlex.join(["python", *command]))
     if not done:
         storage.finish(folder, planned.digest, varlab.NUMERICS)
     if not multirun:

@@ -1,6 +1,8 @@
-"""What every test shares: one torch thread per worker, so that parallel workers do not fight for cores."""
+"""What every test shares: torch threads that do not fight for cores with other workers or programs."""
 
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # waiting threads sleep; read once, when torch is loaded
 
 import torch
 

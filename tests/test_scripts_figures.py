@@ -16,6 +16,7 @@ sys.path.append(str(ROOT / "tests" / "analysis"))
 import synthetic_runs  # noqa: E402
 
 from varlab import InputError, storage  # noqa: E402
+from varlab.analysis import tables  # noqa: E402
 
 NAMES = ("total_return", "value_baseline", "gae(lam=0.95)")
 
@@ -61,7 +62,7 @@ def test_a_multirun_of_eight_jobs_gives_one_figure(tmp_path):
     out = tmp_path / "out"
     code, said, wrong = script(f"runs=[{tmp_path}/sweep]", f"out={out}", "style=talk")
     assert code == 0, wrong
-    assert "Gathered 8 runs" in said
+    assert "Gathered 8 runs" in said and wrong == ""
     table = pd.read_csv(out / "table.csv")
     assert len(table) == 8 * 3 and table.digest.nunique() == 8
     pictures = {f"{n}_over_runs.{k}" for n in ("variance", "variance_ratio") for k in ("png", "pdf", "md")}
@@ -78,6 +79,20 @@ def test_runs_of_different_environments_give_the_four_figures(main, tmp_path, ca
     names = ("variance_by_phi", "bias_against_variance", "running_distance", "cosine_against_batch_size")
     assert {p.stem for p in (tmp_path / "out").glob("*.png")} == set(names)
     assert str(tmp_path / "out" / "table.parquet") in capsys.readouterr().out
+
+
+def test_tables_of_convergence_keep_their_own_columns(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        write(tmp_path / name, seed=seed)
+    running, cosine = tables.gather_convergence(storage.find_runs(tmp_path))
+    summary, moments, references, _ = storage.read_run(tmp_path / "b")
+    for table, alone in (
+        (running, tables.running_table(moments, references)),
+        (cosine, tables.cosine_table(moments, references, summary)),
+    ):
+        mine = table[table.seed == 2].reset_index(drop=True)
+        pd.testing.assert_frame_equal(mine[alone.columns], alone)
+        assert set(mine.env) == {"CartPole-v1"} and table.digest.nunique() == 2
 
 
 def test_mixed_numerics_are_refused_unless_allowed(main, tmp_path):

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,10 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "measure.py"
 #: The contract of other programs, written out here so that a change in the package cannot change it too.
 COLUMNS = """
-    env policy theta phi gamma discount_weighting horizon n n_reference reference_kind objective grad_norm variance variance_low
-    variance_high variance_ratio variance_ratio_low variance_ratio_high bias_sq bias_sq_low bias_sq_high bias_p_value mse nsr
-    kurtosis steps efficiency exact_variance seed values_source batch_size cut at_cut dtype device mse_low mse_high nsr_low nsr_high
-    cosine cosine_low cosine_high grad_norm_low grad_norm_high exact_bias_sq exact_nsr flag reference_digest digest
+    env policy theta phi gamma discount_weighting horizon n n_reference reference_kind objective grad_norm variance
+    variance_low variance_high variance_ratio variance_ratio_low variance_ratio_high bias_sq bias_sq_low bias_sq_high
+    bias_p_value mse nsr kurtosis steps efficiency exact_variance seed values_source batch_size cut at_cut dtype device
+    mse_low mse_high nsr_low nsr_high cosine cosine_low cosine_high grad_norm_low grad_norm_high exact_bias_sq exact_nsr
+    flag reference_digest digest
 """.split()
 FILES = {"config.yaml", "summary.csv", "summary.parquet", "trajectories.parquet", "moments.npz", "provenance.json", "done.json"}
 #: FrozenLake with the text's first three Φ, no figures: about a second.
@@ -57,6 +59,19 @@ def measure(tmp_path, monkeypatch, capfd):
     root.handlers[:] = handlers
     root.setLevel(level)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    return tmp_path_factory.mktemp("shelf") / "run"
+
+
+@pytest.fixture
+def finished(measure, shelf, tmp_path):
+    """A folder ``run`` that holds the finished run SMALL (measured once, then copied)."""
+    if not shelf.exists():
+        assert measure(*SMALL, f"out={shelf}").code == 0
+    return Path(shutil.copytree(shelf, tmp_path / "run"))
 
 
 def content(folder):
@@ -111,30 +126,27 @@ def test_a_run_writes_the_files_of_the_contract(measure, tmp_path):
     assert "[" in done.out and "Note: " in done.out and "Written: run" in done.out
 
 
-def test_a_finished_run_returns_at_once(measure, tmp_path):
-    assert measure(*SMALL, "out=run").code == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+def test_a_finished_run_returns_at_once(measure, finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
     again = measure(*SMALL, "out=run")
     assert again.code == 0 and "Measured before: run" in again.out and "value_baseline" in again.out
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
 
 
-def test_figures_may_be_drawn_later(measure, tmp_path, monkeypatch):
-    measure(*SMALL, "out=run")
-    before = content(tmp_path / "run")
+def test_figures_may_be_drawn_later(measure, finished, monkeypatch):
+    before = content(finished)
     monkeypatch.setattr(figures, "save_all", lambda *given: storage.write_text(given[3] / "a.png", ""))
     assert measure(*SMALL[:-1], "out=run").code == 0
-    after = content(tmp_path / "run")
+    after = content(finished)
     assert {k: after[k] for k in before} == before
     assert set(after) - set(before) == {Path("figures/a.png")}
 
 
-def test_a_folder_of_another_configuration_is_left_alone(measure, tmp_path):
-    measure(*SMALL, "out=run")
-    before = content(tmp_path / "run")
+def test_a_folder_of_another_configuration_is_left_alone(measure, finished):
+    before = content(finished)
     said = one_sentence(measure(*SMALL, "seed=9", "out=run"))
     assert re.search("A folder of run .* was expected at run, but it holds run .*; name another folder", said)
-    assert content(tmp_path / "run") == before
+    assert content(finished) == before
 
 
 def test_foreign_files_are_left_alone(measure, tmp_path):
@@ -144,21 +156,18 @@ def test_foreign_files_are_left_alone(measure, tmp_path):
     assert content(tmp_path / "run") == {Path("summary.csv"): b"mine"}
 
 
-def test_an_interrupted_run_starts_over_and_ends_alike(measure, tmp_path):
-    measure(*SMALL, "out=whole")
-    measure(*SMALL, "out=run")
-    (tmp_path / "run" / "done.json").unlink()
-    (tmp_path / "run" / "moments.npz").write_bytes(b"half")
+def test_an_interrupted_run_starts_over_and_ends_alike(measure, finished, shelf):
+    (finished / "done.json").unlink()
+    (finished / "moments.npz").write_bytes(b"half")
     done = measure(*SMALL, "threads=1", "out=run")
     assert done.code == 0 and "Written: run" in done.out
-    same_numbers(tmp_path / "whole", tmp_path / "run")
+    same_numbers(shelf, finished)
 
 
-def test_the_check_of_equal_numbers_can_fail(measure, tmp_path):
-    measure(*SMALL, "out=a")
-    measure(*SMALL, "seed=1", "out=b")
+def test_the_check_of_equal_numbers_can_fail(measure, finished, tmp_path):
+    measure(*SMALL, "seed=1", "out=other")
     with pytest.raises(AssertionError):
-        same_numbers(tmp_path / "a", tmp_path / "b")
+        same_numbers(finished, tmp_path / "other")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 from collections.abc import Iterable
 
 import torch
@@ -48,7 +49,8 @@ def positive_int(what: str, value: object, least: int = 1) -> int:
     Raises:
         InputError: if it is not one.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or int(value) != value or value < least:
+    whole = isinstance(value, numbers.Integral) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not whole or value < least:
         raise InputError(f"{what} must be a whole number of at least {least}, but it is {value!r}; set {what} to such a number.")
     return int(value)
 

@@ -129,7 +129,7 @@ def run(
     pilot = job.pilot()
     references = {name: job.reference(name, pilot, cache) for name in planned.options["objectives"]}
     kept: list[pd.DataFrame] = []
-    moments, sentences = _rollout(job, pilot, references, sink or kept.append)
+    moments, sentences = _rollout(job, pilot, references, kept.append if sink is None else sink)
     draws, batch_size = planned.options["draws"], planned.options["batch_size"]
     statistics = {}
     for i, (name, reference) in enumerate(references.items()):

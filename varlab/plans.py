@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import varlab
-from varlab import checks, estimators, storage
+from varlab import checks, estimators, policies, storage
+from varlab.analysis.bias import LEAST_DRAWS
 from varlab.envs.base import Environment
 from varlab.envs.registry import make as make_env
 from varlab.estimators.base import Estimator
@@ -74,19 +75,20 @@ def plan(
     env = make_env(env) if isinstance(env, str) else env
     chosen = estimators.resolve(phi)
     critic = critic or CriticSettings()
-    checks.positive_int("n", n)
+    n = checks.positive_int("n", n)
     if n < BLOCKS:
         raise checks.InputError(f"At least {BLOCKS} trajectories were expected, one for each block, but n={n}; raise n.")
     checks.in_range("gamma", gamma, 0.0, 1.0)
     checks.one_of("rule at_cut", at_cut, estimators.AT_CUT)
-    checks.positive_int("pilot", pilot, 2)
-    for name, value in (("batch_size", batch_size), ("draws", draws), ("max_reference", max_reference)):
-        checks.positive_int(name, value)
-    for name, value in (("seed", seed), ("reference_seed", reference_seed)):
-        checks.positive_int(name, value, 0)
-    if n_reference is not None:
-        checks.positive_int("n_reference", n_reference, BLOCKS)
-    if cut is not None and checks.positive_int("cut", cut) > env.horizon:
+    pilot, memory_limit = checks.positive_int("pilot", pilot, 2), checks.positive_int("memory_limit", memory_limit)
+    batch_size, draws = checks.positive_int("batch_size", batch_size), checks.positive_int("draws", draws, LEAST_DRAWS)
+    max_reference = checks.positive_int("max_reference", max_reference, BLOCKS)
+    seed, reference_seed = checks.positive_int("seed", seed, 0), checks.positive_int("reference_seed", reference_seed, 0)
+    n_reference = None if n_reference is None else checks.positive_int("n_reference", n_reference, BLOCKS)
+    part_size = None if part_size is None else checks.positive_int("part_size", part_size)
+    chunk = None if chunk is None else checks.positive_int("chunk", chunk)
+    cut = None if cut is None else checks.positive_int("cut", cut)
+    if cut is not None and cut > env.horizon:
         raise checks.InputError(
             f"A cut of at most the horizon {env.horizon} was expected, but cut={cut}; lower it or leave it out."
         )
@@ -100,7 +102,7 @@ def plan(
                 f"A finite MDP was expected for {what}=exact, but {env.name} has no outcome lists; use {what}=auto."
             )
     default = ("J_1",) if gamma == 1.0 else ("J_gamma",)
-    names = tuple(dict.fromkeys(objectives or default))
+    names = tuple(dict.fromkeys([objectives] if isinstance(objectives, str) else objectives or default))
     for name in names:
         checks.one_of("objective", name, ("J_1", "J_gamma"))
     if gamma == 1.0:
@@ -123,9 +125,10 @@ def plan(
         "horizon": env.horizon,
         "policy": str(policy),
         "theta": {k: v.detach() for k, v in policy.state_dict().items()},
+        "trainable": list(policies.parameters(policy)),  # freezing a layer makes another gradient of the same numbers
         "phi": [e.label for e in chosen],
         "values": values if isinstance(values, str) else getattr(values, "source", "user"),
-        "reference": reference if isinstance(reference, str) else reference.digest,
+        "reference": reference if isinstance(reference, str) else reference.digest or storage.digest({"given": reference}),
         "critic": critic_settings,
         "blocks": BLOCKS,
         **options,

@@ -41,7 +41,7 @@ class Pilot:
     Attributes:
         center: [K, P] float64 mean gradient of every Φ.
         variance: [K] tr Cov of every Φ.
-        reference_variance: objective → tr Cov of the reference's Φ, where it is to be sampled.
+        reference_variance: objective → tr Cov of the reference's Φ, where its size is to be chosen.
         mean_length: steps of an episode.
     """
 
@@ -71,7 +71,8 @@ class Preparation:
         probe = self._sample("pilot", PROBE, self.seed, block=1)
         count = min(PROBE, probe.steps)
         self.scores = scores.make(self.policy, probe.obs[:count], probe.action[:count], self.env.name)
-        self.source = self._values(self.gamma, self.critic_seed) if self.need else None
+        given = self.options["values"]
+        self.source = given if not isinstance(given, str) else self._values(self.gamma, self.critic_seed) if self.need else None
         self.phi = self._fit()
 
     # Sampling and layout.
@@ -115,10 +116,8 @@ class Preparation:
         return self.critic_streams[seed]
 
     def _values(self, gamma: float, seed: int) -> ValueSource:
-        """The source of values for discount γ: given, exact, or critics fitted on the stream of ``seed``."""
-        wanted = self.options["values"]
-        if not isinstance(wanted, str):
-            return wanted
+        """The source of values for discount γ: exact, or critics fitted on the stream of ``seed``."""
+        wanted = self.options["values"] if isinstance(self.options["values"], str) else "auto"
         if wanted == "exact" or (wanted == "auto" and self.env.finite is not None):
             return values.ExactValues.of(self.env.finite, self._double_policy(), gamma, self.env.horizon).to(self.device)
         if (seed, gamma) not in self.critics:
@@ -171,7 +170,8 @@ class Preparation:
         traj = self._sample("pilot", n, self.seed)
         self.steps["pilot"] = traj.steps
         columns = [self.weights(traj)]
-        sampled = [] if self._reference_needs_no_sample() else self.options["objectives"]
+        sized = isinstance(self.options["reference"], Reference) or self._reference_is_exact() or self.options["n_reference"]
+        sampled = [] if sized else self.options["objectives"]
         for name in sampled:
             phi, gamma = estimators.make("value_baseline"), self._objective_gamma(name)
             batch = Batch(traj, self._reference_source(name)(traj, phi.needs), gamma, "terminal")
@@ -179,6 +179,8 @@ class Preparation:
         weights = torch.cat(columns, 1)
         k = len(self.phi)
         center = references.summed(self.scores, traj, weights, self.dtype) / n
+        # One bad trajectory must not spoil the centre of all, or it could not be named.
+        center = torch.where(torch.isfinite(center), center, 0.0)
         block = Block(center, center[:0], 0, per_parameter=False)
         for chunk, batch_scores, phi in self.chunks(traj, weights):
             norm_sq, _ = block.add(batch_scores, phi)
@@ -186,9 +188,6 @@ class Preparation:
         variance = block.norm_sq / (n - 1)
         reference_variance = {name: float(variance[k + i]) for i, name in enumerate(sampled)}
         return Pilot(center[:k], variance[:k], reference_variance, traj.steps / n)
-
-    def _reference_needs_no_sample(self) -> bool:
-        return isinstance(self.options["reference"], Reference) or self._reference_is_exact()
 
     def _reference_is_exact(self) -> bool:
         wanted = self.options["reference"]
@@ -204,7 +203,7 @@ class Preparation:
         """Return ∇J of one objective: given, exact, from the cache, or sampled.
 
         Raises:
-            InputError: if the reference given is of another policy.
+            InputError: if the reference given is of another policy or objective.
         """
         given = self.options["reference"]
         if isinstance(given, Reference):
@@ -213,24 +212,32 @@ class Preparation:
                     f"A reference gradient of {self.scores.num_parameters} parameters was expected, but it has shape "
                     f"{given.grad.shape}; measure it for this policy."
                 )
+            if given.objective != objective:
+                raise checks.InputError(
+                    f"A reference of the objective {objective} was expected, but it is of {given.objective}; measure it for "
+                    f"{objective}, or name objectives=['{given.objective}']."
+                )
             return given
         gamma, seed = self._objective_gamma(objective), self.options["reference_seed"]
-        settings = {k: self.plan.settings[k] for k in ("numerics", "env", "horizon", "policy", "theta", "blocks", "dtype")}
+        same = ("numerics", "env", "horizon", "policy", "theta", "trainable", "blocks", "dtype")
+        settings = {k: self.plan.settings[k] for k in same}
         if self._reference_is_exact():
             digest = storage.digest({**settings, "gamma": gamma, "kind": "exact"})
             return references.exact(self.env, self._double_policy(), gamma, objective, digest)
         phi = estimators.make("value_baseline")
         n = self.options["n_reference"] or self._reference_size(pilot, objective)
-        settings |= {k: self.plan.settings[k] for k in ("values", "critic", "device", "part_size")}
+        settings |= {k: self.plan.settings[k] for k in ("critic", "device", "part_size")}
         settings["critic"] = {**settings["critic"], "seed": seed}
+        settings["values"] = self.options["values"] if isinstance(self.options["values"], str) else "auto"
         digest = storage.digest({**settings, "gamma": gamma, "seed": seed, "n": n, "phi": phi.label})
         found = cache.get(digest) if cache is not None else None
         if found is not None:
             return found
-        # The parts must follow from the reference's own settings: its critic stream, not the pilot, tells the mean length.
-        stream = self.critic_streams.get(seed)
-        size = self.part_size(n, stream and stream.steps / len(stream))
         source = self._reference_source(objective)
+        # The parts must follow from the reference's own settings: neither from the pilot, nor from a critic stream that
+        # another Φ or the measurement's seed happened to need.
+        stream = self.critic_streams[seed] if isinstance(source, Critic) else None
+        size = self.part_size(n, stream and stream.steps / len(stream))
         made = references.sampled(
             self.env, self.policy, self.scores, phi, source, Layout(n, BLOCKS, size), Streams(seed), gamma, objective, digest,
             self.device, self.dtype, self.progress,

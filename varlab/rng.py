@@ -6,6 +6,8 @@ name, the block and the part, so results do not depend on the order, the process
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +37,41 @@ class Streams:
         """
         code = STREAMS[checks.one_of("stream of randomness", stream, STREAMS)]
         return np.random.SeedSequence(self.root, spawn_key=(code, block, part))
+
+
+def children(sequence: np.random.SeedSequence, count: int) -> list[np.random.SeedSequence]:
+    """Return the first ``count`` children of ``sequence``.
+
+    ``SeedSequence.spawn`` gives other children at every call; here one sequence always stands for the same numbers.
+    """
+    return [
+        np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, i), pool_size=sequence.pool_size)
+        for i in range(count)
+    ]
+
+
+@contextmanager
+def global_generator(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed torch's global generator of one device, for code that knows no other, and restore it afterwards.
+
+    ``torch.manual_seed`` would seed the generators of all devices, and a fork restores only those that it is told of.
+
+    Args:
+        seed: whole number.
+        device: the device whose global generator is lent.
+
+    Yields:
+        Nothing.
+    """
+    device = torch.device(device)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+        yield
 
 
 def torch_generator(sequence: np.random.SeedSequence, device: torch.device | str = "cpu") -> torch.Generator:

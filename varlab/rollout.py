@@ -52,7 +52,7 @@ def rollout(
     if length > env.horizon:
         raise checks.InputError(f"A cut of at most the horizon {env.horizon} was expected, but it is {length}; lower cut.")
     simulator = simulator or env.make_simulator(device)
-    world, actions = seed.spawn(2)
+    world, actions = rng.children(seed, 2)
     generator = rng.torch_generator(actions, device)
     obs = simulator.reset(n, world)
     live = torch.arange(n, device=device)
@@ -65,7 +65,10 @@ def rollout(
     last_obs = torch.empty_like(obs)
     terminated = torch.zeros(n, dtype=torch.bool, device=device)
     for t in range(length):
-        action = sample(_distribution(policy, obs, env, first_trajectory, t, live), generator)
+        distribution = _distribution(policy, obs, env, first_trajectory, t, live)
+        action = sample(distribution, generator)
+        if t == 0:
+            _check_action(distribution, action, env)
         if hidden_state:
             pieces["state"].append(simulator.state)
         seen, (obs, reward, end) = obs, simulator.step(action)
@@ -135,6 +138,7 @@ def _distribution(
     Raises:
         InputError: saying in words what it should have given.
     """
+    version = obs._version
     try:
         distribution = policy(obs)
     except ValueError as error:  # torch's own argument checks: NaN logits or scales
@@ -148,7 +152,35 @@ def _distribution(
             f"A policy whose forward gives a torch Distribution was expected, but it gave {type(distribution).__name__}; "
             "wrap its output, for example torch.distributions.Categorical(logits=output)."
         )
+    if obs._version != version:
+        raise checks.InputError(
+            f"A policy that leaves its observations as they are was expected on {env.name}, but its forward changed them in "
+            "place; write obs = obs - mean, not obs -= mean."
+        )
     return distribution
+
+
+def _check_action(distribution: torch.distributions.Distribution, action: torch.Tensor, env: Environment) -> None:
+    """Check that the policy's actions are those of the environment.
+
+    Raises:
+        InputError: if shape, kind or number of actions differ.
+    """
+    if env.discrete_actions:
+        wanted = f"whole numbers 0 … {env.num_actions - 1} of shape [n]"
+        probs = getattr(distribution, "probs", None)
+        offered = probs.shape[-1] if probs is not None and probs.dim() == 2 else None
+        fits = action.dim() == 1 and not action.is_floating_point() and offered in (None, env.num_actions)
+        fits = fits and 0 <= int(action.min()) and int(action.max()) < env.num_actions
+    else:
+        wanted = f"numbers of shape [n, {env.num_actions}]"
+        offered, fits = None, action.shape[1:] == (env.num_actions,)
+    if not fits:
+        came = f"{action.dtype} of shape {['n', *action.shape[1:]]}".replace("torch.", "").replace("'", "")
+        raise checks.InputError(
+            f"Actions that are {wanted} were expected from the policy on {env.name}, but {type(distribution).__name__} gave "
+            f"{came}{f' over {offered} actions' if offered else ''}; give the last layer one output per action."
+        )
 
 
 def parts(

@@ -324,6 +324,8 @@ class Layout:
     def parts(self, b: int) -> list[Draws]:
         """Return the simulation parts of the b-th block."""
         size = self.sizes[b]
+        if size == 0:
+            return []
         count = -(-size // self.part_size)
         base, extra = divmod(size, count)
         return [Draws(self.first_block + b, p, base + (p < extra)) for p in range(count)]

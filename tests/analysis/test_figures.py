@@ -205,7 +205,7 @@ def test_running_distance_draws_groups_paths_and_the_slope(running):
         points = np.concatenate(drawn(ax, "distance", phi))
         np.testing.assert_allclose(points[:, 1], rows.distance)
         np.testing.assert_allclose(points[:, 0], rows.n, rtol=0.08)  # set a little apart
-        enough = rows[rows.groups >= 5]
+        enough = rows[rows.groups >= 10]
         bars = np.array(drawn(ax, "distance interval", phi))[:, :, 1]
         np.testing.assert_allclose(bars, enough[["distance_low", "distance_high"]])
     slope = next(x for x in ax.lines if x.get_label() == "slope").get_xydata()
@@ -263,6 +263,8 @@ def test_a_sweep_finds_its_settings_and_averages_seeds_geometrically(sweep):
             np.testing.assert_allclose(line[:, 1], np.exp(np.log(mine.variance).groupby(mine.gamma).mean()))
         runs = np.concatenate(drawn(ax, "run"))
         np.testing.assert_allclose(np.sort(runs[:, 1]), np.sort(rows.variance))
+        low, high = ax.get_ylim()
+        assert rows.variance.min() / 1.5 < low < rows.variance.min() and rows.variance.max() < high < 1.5 * rows.variance.max()
     assert len(figure.legends[0].get_texts()) == len(SMALL)
 
 

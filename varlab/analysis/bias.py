@@ -74,26 +74,25 @@ def pair_square_leave_one_out(norm_sq: float, inner: np.ndarray, dev_sq: np.ndar
     return (moved - diagonal) / (1.0 - share)
 
 
-def sign_test(norm_sq: float, gram: np.ndarray, signs: np.ndarray, tolerance: float = 0.0) -> float:
-    """Return the p-value of β = 0: the share of draws with ‖e*‖² ≥ ‖d̄‖², (1 + #)/(1 + draws).
+class SignResult(NamedTuple):
+    """p-value of β = 0 and the interval of ‖β‖²."""
 
-    Args:
-        norm_sq: ‖d̄‖².
-        gram: [M, M] E Eᵀ.
-        signs: [draws, M].
-        tolerance: a difference of squares that is rounding, not evidence.
-
-    Returns:
-        A number in (0, 1].
-    """
-    q = np.einsum("dm,dm->d", signs @ gram, signs)
-    return float((1 + np.count_nonzero(q >= norm_sq - tolerance)) / (1 + signs.shape[0]))
+    p_value: float
+    interval: Interval
 
 
-def sign_interval(
-    norm_sq: float, inner: np.ndarray, gram: np.ndarray, signs: np.ndarray, degrees: float, level: float = 0.95
-) -> Interval:
-    """Interval of ‖β‖² that inverts :func:`sign_test`, cross term included.
+def sign_multiplier(
+    norm_sq: float,
+    inner: np.ndarray,
+    gram: np.ndarray,
+    signs: np.ndarray,
+    degrees: float,
+    level: float = 0.95,
+    tolerance: float = 0.0,
+) -> SignResult:
+    """Test β = 0 by random signs, and invert the test for ‖β‖², cross term included.
+
+    The p-value is the share of draws with ‖e*‖² ≥ ‖d̄‖², (1 + #)/(1 + draws).
 
     Under ‖β‖² = θ, ‖d̄‖² is distributed like θ + 2√θ⟨u, e*⟩ + ‖e*‖² with u the direction of β. Each draw is solved for √θ; the
     ends are the (1 ∓ level)/2 quantiles of the roots, so that the lower end leaves 0 when the p-value falls to (1 − level)/2.
@@ -110,16 +109,17 @@ def sign_interval(
         signs: [draws, M].
         degrees: degrees of freedom of the variance along one direction.
         level: coverage.
+        tolerance: a difference of squares that is rounding, not evidence.
 
     Returns:
-        Both ends, 0 or more.
+        The p-value in (0, 1], and both ends, 0 or more.
     """
     turned = signs @ gram
     q = np.einsum("dm,dm->d", turned, signs)
+    p_value = (1 + np.count_nonzero(q >= norm_sq - tolerance)) / (1 + signs.shape[0])
     along = signs @ inner  # ⟨d̄, e*⟩
-    other = np.roll(signs, 1, axis=0)
     length_sq = norm_sq + 2.0 * np.roll(along, 1) + np.roll(q, 1)
-    cross = along + np.einsum("dm,dm->d", turned, other)
+    cross = along + np.einsum("dm,dm->d", turned, np.roll(signs, 1, axis=0))
     positive = length_sq > 0
     x = np.divide(cross, np.sqrt(length_sq, where=positive, out=np.ones_like(q)), where=positive, out=np.zeros_like(q))
     across = np.maximum(q - np.square(x), 0.0)
@@ -131,7 +131,7 @@ def sign_interval(
 
     low = np.quantile(roots(norm_sq), 0.5 - 0.5 * level)
     high = np.quantile(roots(max(norm_sq, float(np.median(q)))), 0.5 + 0.5 * level)
-    return Interval(float(low**2), float(high**2))
+    return SignResult(float(p_value), Interval(float(low**2), float(high**2)))
 
 
 def _enlarge(norm_sq: float, inner: np.ndarray, gram: np.ndarray) -> float:
@@ -176,10 +176,10 @@ def equality_test(
     norm_sq, inner = float(d @ d), blocks.dev @ d
     factor = contribution(blocks.weight)
     gram, signs = factor[:, None] * blocks.gram * factor, random_signs(rng, draws, len(factor))
-    scale = np.square(moments.mean[:, [i, j]]).sum(axis=(1, 2)).mean()
+    rounding = 1e-26 * float(np.square(moments.mean[:, [i, j]]).sum(axis=(1, 2)).mean())
     value = pair_square(norm_sq, inner, blocks.dev_sq, blocks.weight)
-    ends = sign_interval(norm_sq, factor * inner, gram, signs, len(factor) - 1, level)
-    return Equality(sign_test(norm_sq, gram, signs, 1e-26 * float(scale)), value, *ends)
+    p_value, ends = sign_multiplier(norm_sq, factor * inner, gram, signs, len(factor) - 1, level, rounding)
+    return Equality(p_value, value, *ends)
 
 
 def equivalent(row: Mapping, margin: float = 0.1) -> bool:

@@ -22,14 +22,14 @@ DRAWN = {
     ),
     "running_distance": (
         "Distance of the mean of n trajectories from the reference gradient: root mean square over disjoint groups of blocks "
-        "(points; bars where at least five groups stand behind them), its prediction √(bias² + variance/n + error of the "
+        "(points; bars where at least ten groups stand behind them), its prediction √(bias² + variance/n + error of the "
         "reference) (lines) and the path of one cumulative mean (faint). The dashed line falls as n^(−1/2). Points of one n "
         "stand a little apart so that they can be told from each other."
     ),
     "cosine_against_batch_size": (
         "Cosine between the mean of N trajectories and ∇J: closed form ρ_N = ⟨E g, ∇J⟩ / (‖∇J‖ √(‖E g‖² + variance/N)) "
         "(lines; dashed where fewer than ten effective directions make it approximate) and measured means over disjoint "
-        "groups of blocks (points, those of one N a little apart; bars where at least five groups stand behind them)."
+        "groups of blocks (points, those of one N a little apart; bars where at least ten groups stand behind them)."
     ),
     "swept": (
         "Each faint point is one run, each line with flat marks a Φ_t through the geometric means of the runs that differ in "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -72,6 +73,7 @@ def grid(
                 ax.set_xlabel("")
         for ax in axs.flat[len(cells) :]:
             ax.remove()
+        figure.align_xlabels()
         if not (listing or beside):
             keys = marks.handles(names)
             figure.legend(handles=keys, loc="outside lower center", ncols=min(4, len(keys)), handletextpad=0.4, columnspacing=1.4)
@@ -155,7 +157,7 @@ def save(drawing: Axes | Figure, folder: str | Path, name: str, caption: str | N
     if before and captions.digests(before) != captions.digests(text):
         log.warning("%s was drawn from other runs before and is redrawn.", Path(folder) / name)
     storage.write_text(beside, text)
-    with styles.context(style):
+    with styles.context(style), _quiet_fonts():
         for path in pictures:
             with storage.atomic(path) as part:
                 # No dates inside: equal numbers give equal files.
@@ -163,6 +165,20 @@ def save(drawing: Axes | Figure, folder: str | Path, name: str, caption: str | N
                     part, format=path.suffix[1:], metadata={"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
                 )
     return [*pictures, beside]
+
+
+@contextmanager
+def _quiet_fonts() -> Iterator[None]:
+    """Keep what is said about fonts out of the log below warnings: embedding one in a PDF takes forty lines otherwise."""
+    loggers = [logging.getLogger(name) for name in ("fontTools", "matplotlib.font_manager")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def save_all(

@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 from varlab.analysis import style as styles
 
 GREY = "#8a8a8a"
-FEWEST_GROUPS = 5
+FEWEST_GROUPS = 10
 
 
 def point(ax: Axes, row: Mapping[str, object], other: float, what: str, along: str, caps: bool = False) -> None:
@@ -158,4 +158,5 @@ def slope(ax: Axes, groups: pd.DataFrame) -> None:
         color="#5f5f5f",
         va="bottom",
         ha="left",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
     )

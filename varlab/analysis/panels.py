@@ -98,7 +98,7 @@ def bias_against_variance(table: pd.DataFrame, ax: Axes | None = None, style: ob
 def running_distance(table: pd.DataFrame, ax: Axes | None = None, style: object = None, legend: bool = True) -> Axes:
     """Draw the distance of a mean of n trajectories from the reference, against n, both logarithmic.
 
-    Intervals over fewer than five groups are in the table but not drawn: they would cover everything else.
+    Intervals over fewer than ten groups are in the table but not drawn: they would cover everything else.
 
     Args:
         table: rows of :func:`varlab.analysis.tables.running_table`, one environment and objective.
@@ -138,7 +138,7 @@ def running_distance(table: pd.DataFrame, ax: Axes | None = None, style: object 
 def cosine_against_batch_size(table: pd.DataFrame, ax: Axes | None = None, style: object = None, legend: bool = True) -> Axes:
     r"""Draw the cosine between a batch mean and ∇J against the batch size N.
 
-    Intervals over fewer than five groups are in the table but not drawn: they would cover everything else.
+    Intervals over fewer than ten groups are in the table but not drawn: they would cover everything else.
 
     Args:
         table: rows of :func:`varlab.analysis.tables.cosine_table`, one environment and objective.
@@ -165,7 +165,7 @@ def cosine_against_batch_size(table: pd.DataFrame, ax: Axes | None = None, style
                 closed["cosine_low"],
                 closed["cosine_high"],
                 color=look.color,
-                alpha=0.13,
+                alpha=0.07,
                 linewidth=0,
                 zorder=1,
             )
@@ -250,7 +250,8 @@ def swept(
                 ax.axvline(i + 0.5, color="#e4e4e4", linewidth=0.5, zorder=0)
         elif min(levels) > 0 and max(levels) / min(levels) > 30:
             marks.log(ax, "x", set(levels))
-        marks.log(ax, "y", marks.span(table, y))
+        heights = [line.get_ydata() for line in ax.lines if line.get_gid() is not None]  # intervals of pooled runs are not drawn
+        marks.log(ax, "y", {float(v) for v in np.concatenate(heights)})
         ax.set_xlabel(styles.SETTINGS.get(x, x.replace("_", " ")))
         ax.set_ylabel(styles.QUANTITIES.get(y, y.replace("_", " ")))
         if legend:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from varlab import checks
 from varlab.envs.base import Environment
 from varlab.estimators.base import Batch, Estimator, weight
 from varlab.rng import Streams
@@ -73,6 +74,9 @@ def sampled(
 
     Returns:
         The reference with its blocks.
+
+    Raises:
+        InputError: if a gradient is NaN or infinite.
     """
     total = torch.zeros(layout.blocks, scores.num_parameters, dtype=torch.float64, device=device)
     count = np.zeros(layout.blocks, dtype=np.int64)
@@ -80,7 +84,14 @@ def sampled(
     for b, traj in parts(env, policy, layout, streams, "reference", device=device):
         values = source(traj, phi.needs) if phi.needs else Values()
         batch = Batch(traj, values, gamma)
-        total[b] += summed(scores, traj, weight(phi, batch, True).unsqueeze(1), dtype)[0]
+        made = summed(scores, traj, weight(phi, batch, True).unsqueeze(1), dtype)[0]
+        if not bool(torch.isfinite(made).all()):
+            first = int(count.sum())
+            raise checks.InputError(
+                f"Finite gradients were expected on {env.name}, but {phi.label} of the reference gave NaN or infinity among its "
+                f"trajectories {first} to {first + len(traj) - 1}; look at θ and at the values there, or use dtype=float64."
+            )
+        total[b] += made
         count[b] += len(traj)
         returns += float(batch.reward_to_go[traj.offsets[:-1]].sum())
         steps += traj.steps

@@ -33,7 +33,7 @@ from varlab.types import Moments, Reference
 
 __all__ = ["Equality", "effective_directions", "equality_test", "equivalent", "holm", "pooled_variance", "summarise"]
 
-LEAST_BLOCKS = 8
+LEAST_BLOCKS = 8  # below it neither a block variance nor tr Σ² says anything
 WHOLE_CIRCLE = Interval(-1.0, 1.0)
 
 
@@ -142,7 +142,7 @@ def _check(moments: Moments, reference: Reference, batch_size: int, draws: int) 
 
 
 def _truth(reference: Reference, rng: np.random.Generator, draws: int, level: float) -> _Truth:
-    """‖∇J‖² from the reference alone; :func:`varlab.analysis.bias.sign_interval` with no second mean."""
+    """‖∇J‖² from the reference alone; :func:`varlab.analysis.bias.sign_multiplier` with no second mean."""
     grad = np.asarray(reference.grad, dtype=np.float64)
     norm_sq = float(grad @ grad)
     if reference.block_mean is None:
@@ -158,7 +158,7 @@ def _truth(reference: Reference, rng: np.random.Generator, draws: int, level: fl
     signs = bias_room.random_signs(rng, draws, c)
     factor = bias_room.contribution(w)
     gram = factor[:, None] * blocks.gram * factor
-    interval = bias_room.sign_interval(norm_sq, factor * inner, gram, signs, c - 1, level)
+    interval = bias_room.sign_multiplier(norm_sq, factor * inner, gram, signs, c - 1, level).interval
     return _Truth(grad, blocks, signs, norm_sq - noise, square_loo, interval, float(noise), noise_loo)
 
 
@@ -226,9 +226,9 @@ def _bias_rows(
     gram, along = factor[:, None] * gram * factor, factor * along
     rounding = 1e-26 * float(choice.mean @ choice.mean + truth.grad @ truth.grad)
     out: dict = {}
-    ends = bias_room.sign_interval(norm_sq, along, gram, signs, degrees, level)
+    p_value, ends = bias_room.sign_multiplier(norm_sq, along, gram, signs, degrees, level, rounding)
     _put(out, "bias_sq", value, ends)
-    out["bias_p_value"] = bias_room.sign_test(norm_sq, gram, signs, rounding)
+    out["bias_p_value"] = p_value
     mse = value + variance / batch_size
     if mse > 0 and all((x > 0).all() for x in sources):
         interval = jackknife_interval(mse, sources, level)

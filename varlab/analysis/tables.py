@@ -77,7 +77,7 @@ def gather(runs: Iterable[str | Path | pd.DataFrame], allow_mixed_numerics: bool
 
 
 def gather_convergence(folders: Iterable[str | Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Make the running and the cosine table of many run folders, each row with its run's settings.
+    """Make the running and the cosine table of many run folders; each row carries the settings of its run.
 
     Args:
         folders: run folders.
@@ -88,14 +88,17 @@ def gather_convergence(folders: Iterable[str | Path]) -> tuple[pd.DataFrame, pd.
     running, cosine = [], []
     for folder in folders:
         summary, moments, references, _ = storage.read_run(folder)
-        told = {c: summary[c].iloc[0] for c in (*SETTINGS, "digest") if c in summary and c != "batch_size"}
+        # n and batch_size are columns of these tables with their own meaning; sources of values differ inside a run.
+        told = {
+            c: summary[c].iloc[0] for c in (*SETTINGS, "digest") if c in summary and c not in ("n", "batch_size", "values_source")
+        }
         running.append(running_table(moments, references).assign(**told))
         cosine.append(cosine_table(moments, references, summary).assign(**told))
     return pd.concat(running, ignore_index=True), pd.concat(cosine, ignore_index=True)
 
 
 def save(table: pd.DataFrame, folder: str | Path, name: str = "table") -> list[Path]:
-    """Write a table as csv and parquet.
+    """Write a table as csv and parquet, and its readable columns as Markdown.
 
     Args:
         table: rows of :func:`gather`.
@@ -121,6 +124,8 @@ def save(table: pd.DataFrame, folder: str | Path, name: str = "table") -> list[P
         table.to_csv(part, index=False)
     with storage.atomic(paths[1]) as part:
         table.to_parquet(part, index=False)
+    paths.append(Path(folder) / f"{name}.md")
+    storage.write_text(paths[-1], to_markdown(table) + "\n")
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from varlab.envs.base import Environment
 from varlab.envs.finite import FiniteMDP, environment
+from varlab.envs.geometric import with_termination
 from varlab.envs.registry import horizon_for, make
 
-__all__ = ["Environment", "FiniteMDP", "environment", "horizon_for", "make"]
+__all__ = ["Environment", "FiniteMDP", "environment", "horizon_for", "make", "with_termination"]

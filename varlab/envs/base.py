@@ -46,7 +46,7 @@ class Environment:
         Raises:
             InputError: for a space that is neither Discrete nor Box, or a horizon that is not a positive whole number.
         """
-        checks.positive_int("horizon", self.horizon)
+        object.__setattr__(self, "horizon", checks.positive_int("horizon", self.horizon))
         spaces = gymnasium.spaces
         for what, space in (("observation", self.observation_space), ("action", self.action_space)):
             flat_enough = what == "observation" or not isinstance(space, spaces.Box) or len(space.shape) == 1

@@ -45,6 +45,9 @@ class FiniteMDP:
         Raises:
             InputError: naming the first state and action that is wrong.
         """
+        dtypes = {"probability": torch.float64, "reward": torch.float64, "initial": torch.float64}
+        for name, dtype in (dtypes | {"next_state": torch.int64, "terminated": torch.bool}).items():
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).to(dtype))
         shape = self.probability.shape
         for name in ("next_state", "reward", "terminated"):
             if getattr(self, name).shape != shape:
@@ -57,14 +60,15 @@ class FiniteMDP:
                 f"Tables [S, A, O] and an initial distribution [S] were expected, but came {tuple(shape)} and "
                 f"{tuple(self.initial.shape)}; reshape them."
             )
-        bad = ((self.probability.sum(-1) - 1).abs() > 1e-8) | (self.probability < 0).any(-1)
+        # Written so that NaN, which fails every comparison, is bad too.
+        bad = ~(((self.probability.sum(-1) - 1).abs() <= 1e-8) & (self.probability >= 0).all(-1))
         if bool(bad.any()):
             s, a = (int(i) for i in bad.nonzero()[0])
             raise checks.InputError(
                 f"Outcome probabilities that are ≥ 0 and sum to 1 were expected, but those of state {s}, action {a} are "
-                f"{self.probability[s, a].tolist()}; normalise them."
+                f"{self.probability[s, a].tolist()}; normalise them in float64."
             )
-        if abs(float(self.initial.sum()) - 1) > 1e-8 or bool((self.initial < 0).any()):
+        if not (abs(float(self.initial.sum()) - 1) <= 1e-8 and bool((self.initial >= 0).all())):
             raise checks.InputError(
                 f"An initial distribution that is ≥ 0 and sums to 1 was expected, but its sum is {float(self.initial.sum()):g}; "
                 "normalise it."
@@ -77,7 +81,8 @@ class FiniteMDP:
         if not bool(torch.isfinite(self.reward).all()):
             s, a, o = (int(i) for i in (~torch.isfinite(self.reward)).nonzero()[0])
             raise checks.InputError(
-                f"Finite rewards were expected, but state {s}, action {a}, outcome {o} pays {float(self.reward[s, a, o])}; mend the table."
+                f"Finite rewards were expected, but state {s}, action {a}, outcome {o} pays "
+                f"{float(self.reward[s, a, o])}; mend the table."
             )
 
     @property
@@ -193,8 +198,10 @@ class FiniteSimulator:
         self.reward = mdp.reward.reshape(-1).to(device)
         self.terminated = mdp.terminated.reshape(-1).to(device)
         self.initial = mdp.initial.cumsum(0)[:-1].to(device)
+        self.last_initial = int(mdp.initial.nonzero()[-1])
         self.observations = None if mdp.observations is None else mdp.observations.to(device)
-        # The last outcome that can happen: rounding of a cumulative sum must not select padding.
+        # The last outcome that can happen (and above, the last first state): rounding of a cumulative sum must not select
+        # what has probability 0.
         self.last = ((mdp.probability > 0) * torch.arange(1, self.width + 1)).amax(-1).reshape(-1).to(device) - 1
 
     def _see(self) -> Tensor:
@@ -204,7 +211,7 @@ class FiniteSimulator:
         """Begin n episodes from ρ_0 and return what is seen, [n, ...]."""
         self.generator = rng.torch_generator(seed, self.device)
         u = torch.rand(n, generator=self.generator, device=self.device, dtype=torch.float64)
-        self.state = torch.searchsorted(self.initial, u, right=True)
+        self.state = torch.searchsorted(self.initial, u, right=True).clamp_(max=self.last_initial)
         return self._see()
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,7 +23,7 @@ class GeometricSimulator:
 
     def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
         """Begin n episodes (the endings have a generator of their own) and return their observations."""
-        world, endings = seed.spawn(2)
+        world, endings = rng.children(seed, 2)
         self.generator = rng.torch_generator(endings, self.device)
         return self.inner.reset(n, world)
 
@@ -32,6 +32,11 @@ class GeometricSimulator:
         obs, reward, terminated = self.inner.step(action)
         u = torch.rand(reward.shape[0], generator=self.generator, device=self.device, dtype=torch.float64)
         return obs, reward, terminated | (u >= self.gamma)
+
+    @property
+    def cut_short(self) -> list[bool] | None:
+        """Which live episodes the inner world truncated by itself at the last step, if it tells."""
+        return getattr(self.inner, "cut_short", None)
 
     def keep(self, alive: Tensor) -> None:
         """Drop finished episodes."""
@@ -46,13 +51,13 @@ def with_termination(env: Environment, gamma: float) -> Environment:
 
     Args:
         env: any world.
-        gamma: probability γ of going on, in (0, 1].
+        gamma: probability γ of going on, in [0, 1].
 
     Returns:
         The new world; finite if ``env`` is.
     """
     checks.in_range("gamma", gamma, 0.0, 1.0)
-    identity = {**env.identity, "continuation": gamma}
+    identity = {**env.identity, "continuation": gamma * env.identity.get("continuation", 1.0)}
     if env.finite is not None:
         mdp = env.finite.with_termination(gamma)
         return replace(env, finite=mdp, make_simulator=lambda device: FiniteSimulator(mdp, device), identity=identity)

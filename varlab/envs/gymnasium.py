@@ -74,17 +74,32 @@ class EpisodeSimulator:
         return self._observe([env.reset(seed=int(s))[0] for env, s in zip(self.live, seeds, strict=True)])
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Advance the live episodes by one step; return observation, reward, termination."""
+        """Advance the live episodes by one step; return observation, reward, termination.
+
+        Args:
+            action: [n] or [n, d].
+
+        Returns:
+            Observation [n, ...], reward [n] float64, terminated [n] bool.
+
+        Raises:
+            InputError: if a reward is not one number.
+        """
         chosen = action.cpu().numpy()
         if self.bounds is not None:
             chosen = np.clip(chosen, *self.bounds).astype(self.bounds[0].dtype, copy=False)
         results = [env.step(a) for env, a in zip(self.live, chosen, strict=True)]
         self.time += 1
         obs, reward, terminated, truncated, _ = zip(*results, strict=True)
+        paid = np.asarray(reward, dtype=np.float64).reshape(len(results), -1)
+        if paid.shape[1] != 1:
+            raise checks.InputError(
+                f"One number as reward was expected from {self.env_id}, but it gave {reward[0]!r}; weigh its parts by a wrapper."
+            )
         self.cut_short = [t and not e for t, e in zip(truncated, terminated, strict=True)]
         return (
             self._observe(list(obs)),
-            torch.tensor(np.asarray(reward, dtype=np.float64), device=self.device),
+            torch.tensor(paid[:, 0], device=self.device),
             torch.tensor(np.asarray(terminated, dtype=bool), device=self.device),
         )
 

@@ -11,13 +11,14 @@ from varlab import checks
 from varlab.envs import toy_text
 from varlab.envs.base import Environment
 from varlab.envs.finite import FiniteSimulator
+from varlab.envs.geometric import with_termination
 from varlab.envs.gymnasium import CartPoleSimulator, EpisodeSimulator, make_unlimited
 
 #: Instances of an environment are Python objects: a few hundred at once keep the policy's batch large enough.
 EPISODES_AT_ONCE = 256
 
 
-def make(env_id: str, horizon: int | None = None, **kwargs: object) -> Environment:
+def make(env_id: str, horizon: int | None = None, continuation: float = 1.0, **kwargs: object) -> Environment:
     """Return the world with a Gymnasium id, its own time limit replaced by ``horizon``.
 
     Toy-text environments become finite MDPs simulated as tensors, CartPole uses Gymnasium's vectorised implementation, and
@@ -26,6 +27,8 @@ def make(env_id: str, horizon: int | None = None, **kwargs: object) -> Environme
     Args:
         env_id: Gymnasium id, such as ``CartPole-v1``.
         horizon: H in steps; the environment's registered limit if None.
+        continuation: probability γ of going on after each step; below 1 the undiscounted objective of the world stands for the
+            infinite-horizon discounted one (:func:`~varlab.envs.geometric.with_termination`).
         **kwargs: keyword arguments of the environment.
 
     Returns:
@@ -52,9 +55,10 @@ def make(env_id: str, horizon: int | None = None, **kwargs: object) -> Environme
     horizon = checks.positive_int("horizon", horizon)
     try:
         probe = make_unlimited(env_id, **kwargs)
-    except (TypeError, gymnasium.error.Error, ImportError) as error:
+    except (TypeError, ValueError, LookupError, AssertionError, gymnasium.error.Error, ImportError) as error:
+        reason = str(error).strip() or type(error).__name__
         raise checks.InputError(
-            f"{env_id} could not be made with {kwargs}: {str(error).strip()}; change its arguments or install what it names."
+            f"{env_id} could not be made with {kwargs}: {reason}; change its arguments or install what it names."
         ) from error
     observation_space, action_space = probe.observation_space, probe.action_space
     mdp = toy_text.finite_mdp(probe)
@@ -67,12 +71,14 @@ def make(env_id: str, horizon: int | None = None, **kwargs: object) -> Environme
         "identity": {"id": env_id, "kwargs": kwargs},
     }
     if mdp is not None:
-        return Environment(make_simulator=lambda device: FiniteSimulator(mdp, device), part_size=4096, finite=mdp, **common)
-    if env_id in ("CartPole-v0", "CartPole-v1") and set(kwargs) <= {"sutton_barto_reward"}:
-        return Environment(make_simulator=lambda device: CartPoleSimulator(device, **kwargs), part_size=4096, **common)
-    return Environment(
-        make_simulator=lambda device: EpisodeSimulator(env_id, device, **kwargs), part_size=EPISODES_AT_ONCE, **common
-    )
+        env = Environment(make_simulator=lambda device: FiniteSimulator(mdp, device), part_size=4096, finite=mdp, **common)
+    elif env_id in ("CartPole-v0", "CartPole-v1") and set(kwargs) <= {"sutton_barto_reward"}:
+        env = Environment(make_simulator=lambda device: CartPoleSimulator(device, **kwargs), part_size=4096, **common)
+    else:
+        env = Environment(
+            make_simulator=lambda device: EpisodeSimulator(env_id, device, **kwargs), part_size=EPISODES_AT_ONCE, **common
+        )
+    return env if continuation == 1.0 else with_termination(env, continuation)
 
 
 def horizon_for(gamma: float, reward_max: float, tolerance: float = 1e-6) -> int:

@@ -15,8 +15,10 @@ def finite_mdp(env: gymnasium.Env) -> FiniteMDP | None:
 
     Returns:
         Its finite MDP, or None where it has no such tables or they do not tell the whole dynamics (Taxi with a fickle
-        passenger changes its destination outside ``P``).
+        passenger changes its destination outside ``P``; wrappers registered with the id change rewards or observations).
     """
+    if env.spec is not None and env.spec.additional_wrappers:
+        return None
     world = env.unwrapped
     tables, initial = getattr(world, "P", None), getattr(world, "initial_state_distrib", None)
     if tables is None or initial is None or getattr(world, "fickle_passenger", False):

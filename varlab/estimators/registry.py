@@ -16,7 +16,7 @@ SOURCE_TEXT = (
 )  # fmt: skip
 
 
-def make(name: str, **arguments: object) -> Estimator:
+def make(name: str, /, **arguments: object) -> Estimator:
     """Return the estimator with a name.
 
     Args:
@@ -57,7 +57,7 @@ def parse(text: str) -> Estimator:
         return make(name)
     try:
         call = ast.parse(text.strip(), mode="eval").body
-        keywords = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+        keywords = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
         positional = [ast.literal_eval(a) for a in call.args]
     except (SyntaxError, ValueError, AttributeError) as error:
         raise checks.InputError(
@@ -67,7 +67,11 @@ def parse(text: str) -> Estimator:
     fields = [f.name for f in dataclasses.fields(REGISTRY[name]) if f.repr]
     if len(positional) > len(fields):
         raise checks.InputError(f"Φ {name} takes {len(fields)} arguments, but '{text}' gives {len(positional)}; leave some out.")
-    return make(name, **dict(zip(fields, positional, strict=False)), **keywords)
+    given = dict(zip(fields, positional, strict=False))
+    twice = sorted(given.keys() & keywords.keys())
+    if twice:
+        raise checks.InputError(f"Φ {name} takes each argument once, but '{text}' gives {twice[0]} twice; leave one out.")
+    return make(name, **given, **keywords)
 
 
 def resolve(choices: Iterable[str | Estimator] | str | Estimator) -> tuple[Estimator, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 
-from varlab import checks
+from varlab import checks, rng
 
 
 class Broadcast(nn.Module):
@@ -52,8 +52,13 @@ def log_prob(distribution: Distribution, action: Tensor, env: str = "the environ
         [n] log-probabilities.
 
     Raises:
-        InputError: if the distribution does not fit the actions.
+        InputError: if it is no distribution, or does not fit the actions.
     """
+    if not isinstance(distribution, Distribution):
+        raise checks.InputError(
+            f"A policy whose forward gives a torch Distribution was expected, but it gave {type(distribution).__name__}; "
+            "wrap its output, for example torch.distributions.Categorical(logits=output)."
+        )
     try:
         value = distribution.log_prob(action)
     except (ValueError, RuntimeError) as error:
@@ -68,7 +73,7 @@ def sample(distribution: Distribution, generator: torch.Generator) -> Tensor:
     """Draw one action per row with a given generator.
 
     torch distributions draw from the global generator only; the common families are drawn here by their definitions, any
-    other through a fork of the global state that is restored afterwards.
+    other (their subclasses too, which may draw otherwise) through a fork of the global state that is restored afterwards.
 
     Args:
         distribution: n rows.
@@ -77,17 +82,17 @@ def sample(distribution: Distribution, generator: torch.Generator) -> Tensor:
     Returns:
         [n] or [n, d] actions.
     """
-    inner = distribution.base_dist if isinstance(distribution, Independent) else distribution
-    if isinstance(inner, Categorical) and inner is distribution:
-        cumulative = inner.probs.cumsum(-1)[..., :-1]
+    inner = distribution.base_dist if type(distribution) is Independent else distribution
+    if type(inner) is Categorical and inner is distribution:
+        cumulative = inner.probs.cumsum(-1)
         u = torch.rand(cumulative.shape[:-1], generator=generator, device=cumulative.device, dtype=torch.float64)
-        return (u.unsqueeze(-1) >= cumulative).sum(-1)
-    if isinstance(inner, Normal):
+        # In units of the rounded total, so that a last action of probability 0 (a masked one) is never drawn.
+        return (u.unsqueeze(-1) * cumulative[..., -1:] >= cumulative[..., :-1]).sum(-1)
+    if type(inner) is Normal:
         noise = torch.randn(inner.loc.shape, generator=generator, device=inner.loc.device, dtype=inner.loc.dtype)
         return torch.addcmul(inner.loc, inner.scale, noise)
     seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[generator.device] if generator.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with rng.global_generator(seed, generator.device):
         return distribution.sample()
 
 
@@ -104,6 +109,8 @@ def num_parameters(policy: nn.Module) -> int:
 def prepare(policy: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Return a copy of the policy in ``dtype`` on ``device``, in evaluation mode; the caller's module is not touched.
 
+    The copy casts floating observations to the dtype of its parameters: a world's observations have a dtype of their own.
+
     Raises:
         InputError: if no parameter asks for a gradient, or one is not finite.
     """
@@ -115,11 +122,19 @@ def prepare(policy: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.M
     for name, p in copied.named_parameters():
         if not bool(torch.isfinite(p).all()):
             raise checks.InputError(f"Finite parameters were expected, but '{name}' holds NaN or infinity; load another θ.")
+    copied.register_forward_pre_hook(_match_dtype)
     return copied
+
+
+def _match_dtype(policy: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
+    """Cast floating arguments to the dtype of the policy's parameters."""
+    dtype = next(p.dtype for p in policy.parameters() if p.is_floating_point())
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in args)
 
 
 def features(obs: Tensor, num_classes: int | None, dtype: torch.dtype) -> Tensor:
     """Return what a network reads: one-hot rows [n, S] for Discrete observations, flattened numbers [n, d] otherwise."""
     if num_classes is None:
-        return obs.to(dtype).flatten(1) if obs.dim() > 2 else obs.to(dtype)
-    return torch.nn.functional.one_hot(obs.long(), num_classes).to(dtype)
+        return obs.to(dtype).flatten(1) if obs.dim() > 1 else obs.to(dtype).unsqueeze(1)
+    # Not nn.functional.one_hot: it looks at the numbers, which vmap does not allow.
+    return (obs.unsqueeze(-1) == torch.arange(num_classes, device=obs.device)).to(dtype)

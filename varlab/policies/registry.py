@@ -49,9 +49,8 @@ def make(
         with torch.no_grad():
             table.logits.weight.copy_(scale * torch.randn(table.logits.weight.shape, generator=generator))
         return table
-    # torch's initialisers draw from the global generator: fork it, so that nobody else's draws move.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(sequence.generate_state(1)[0]))
+    # torch's initialisers draw from the global generator: borrow it, so that nobody else's draws move.
+    with rng.global_generator(int(sequence.generate_state(1)[0])):
         policy = Linear(env, log_std) if kind == "linear" else MLP(env, hidden, activation, log_std)
     last = policy.net if kind == "linear" else policy.net[-1]
     with torch.no_grad():

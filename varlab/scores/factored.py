@@ -149,32 +149,46 @@ class FactoredScores(ScoreMap):
             Factors of every claimed module.
 
         Raises:
-            NotFactored: if a claimed module is called more than once, never, or not with one row per step.
+            NotFactored: if a claimed module is called more than once, never, not with one row per step, or changed in place.
         """
         c, t = obs.shape[:2]
-        calls: list[list[tuple[Tensor | None, Tensor]]] = [[] for _ in self.claims]
+        calls: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.claims]
+        versions: list[list[tuple[int, int]]] = [[] for _ in self.claims]
 
         def keep(i: int):  # noqa: ANN202
-            return lambda module, args, out: calls[i].append((args[0].detach(), out))
+            def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], out: Tensor) -> None:
+                h = args[0] if args else next(iter(kwargs.values()))
+                calls[i].append((h.detach(), out))
+                versions[i].append((h._version, out._version))
 
-        hooks = [claim.module.register_forward_hook(keep(i)) for i, claim in enumerate(self.claims)]
+            return hook
+
+        hooks = [claim.module.register_forward_hook(keep(i), with_kwargs=True) for i, claim in enumerate(self.claims)]
         try:
             with torch.enable_grad():
                 total = log_prob(self.policy(obs.flatten(0, 1)), action.flatten(0, 1)).sum()
         finally:
             for hook in hooks:
                 hook.remove()
-        for claim, made in zip(self.claims, calls, strict=True):
+        for claim, made, before in zip(self.claims, calls, versions, strict=True):
             if len(made) != 1 or made[0][1].dim() != 2 or made[0][1].shape[0] != c * t:
                 raise NotFactored(
                     claim.module, self.policy, f"its module is called {len(made)} times or not with one row per step"
                 )
-        deltas = torch.autograd.grad(total, [made[0][1] for made in calls], allow_unused=True)
+            # Found by structure, not by numbers: an inplace ReLU changes nothing where all of its inputs are positive.
+            if before[0] != tuple(x._version for x in made[0]):
+                raise NotFactored(claim.module, self.policy, "input or output of its module is changed in place")
+        outs = [made[0][1] for made in calls]
+        reached = [out for out in outs if out.requires_grad]  # a module called under no_grad has no scores
+        found = iter(torch.autograd.grad(total, reached, allow_unused=True) if total.requires_grad else [None] * len(reached))
         factors = []
-        for claim, ((h, out),), delta in zip(self.claims, calls, deltas, strict=True):
+        for claim, ((h, out),) in zip(self.claims, calls, strict=True):
+            delta = next(found) if out.requires_grad else None
             if delta is None:
                 delta = torch.zeros_like(out)
             inputs = None if isinstance(claim.module, Broadcast) else h.reshape(c, t, *h.shape[1:])
+            if isinstance(claim.module, nn.Embedding):
+                inputs = inputs.long()
             factors.append(Factor(claim, delta.view(c, t, -1), inputs))
         return FactoredBatch(factors, self.num_parameters, self.work)
 
@@ -188,6 +202,13 @@ class NotFactored(Exception):
             inside = {id(p) for p in culprit.parameters()}
             culprit = next((n for n, p in policy.named_parameters() if id(p) in inside), "a parameter")
         super().__init__(f"parameter '{culprit}': {reason}")
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a module of a claimable class has no option that changes its gradient."""
+    if not isinstance(module, nn.Embedding):
+        return True
+    return module.padding_idx is None and module.max_norm is None and not (module.scale_grad_by_freq or module.sparse)
 
 
 def claims(policy: nn.Module) -> list[Claim]:
@@ -204,7 +225,7 @@ def claims(policy: nn.Module) -> list[Claim]:
         start += p.numel()
     found, times = [], dict.fromkeys(position, 0)
     for module in policy.modules():
-        if type(module) not in CLAIMABLE:
+        if type(module) not in CLAIMABLE or not _plain(module):
             continue
         names = CLAIMABLE[type(module)]
         held = [getattr(module, n) if n else None for n in names]

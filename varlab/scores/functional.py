@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from torch.func import functional_call, grad, vjp, vmap
 
 from varlab.policies.base import log_prob, parameters
 from varlab.scores.base import BatchScores, ScoreMap
+
+log = logging.getLogger(__name__)
 
 #: Numbers in flight inside one vmap: larger ones leave the cache, smaller ones pay dispatch.
 ELEMENTS = 2**21
@@ -36,7 +39,7 @@ class FunctionalBatch(BatchScores):
             return vmap(lambda f: _flatten(pull(f)[0]))(choices)
 
         size = max(1, ELEMENTS // (phi.shape[1] * self.num_parameters))
-        return vmap(one, chunk_size=size)(self.obs, self.action, phi)
+        return self.scores.over_rows(one, size, self.obs, self.action, phi)
 
     def apply_sum(self, phi: Tensor) -> Tensor:
         """Return Σ_i g_i [K, P] by one pass over all steps."""
@@ -58,7 +61,7 @@ class FunctionalBatch(BatchScores):
         size = max(1, ELEMENTS // self.num_parameters)
         out = []
         for o, a in zip(obs, action, strict=True):
-            z = vmap(one, chunk_size=size)(o, a)
+            z = self.scores.over_rows(one, size, o, a)
             out.append(z @ z.T)
         return torch.stack(out)
 
@@ -79,10 +82,39 @@ class FunctionalScores(ScoreMap):
         held = {id(p) for p in parameters(policy).values()}
         self.fixed = {n: x.detach() for n, x in [*policy.named_parameters(), *policy.named_buffers()] if id(x) not in held}
         self.num_parameters = sum(p.numel() for p in self.theta.values())
+        self.vectorised = True
 
     def log_prob(self, theta: dict[str, Tensor], obs: Tensor, action: Tensor) -> Tensor:
         """Return log π_θ(a | s) [n] as a function of θ."""
         return log_prob(functional_call(self.skeleton, {**self.fixed, **theta}, (obs,)), action)
+
+    def over_rows(self, function: Callable[..., Tensor], size: int, *batched: Tensor) -> Tensor:
+        """Return ``function`` of every row of the batched arguments: by vmap, or by a loop for a module that vmap refuses.
+
+        Args:
+            function: of one row of each argument.
+            size: rows that vmap takes together.
+            *batched: arguments with a common first axis.
+
+        Returns:
+            The results, stacked.
+
+        Raises:
+            RuntimeError: what the policy itself raised.
+        """
+        if self.vectorised:
+            try:
+                return vmap(function, chunk_size=size)(*batched)
+            except RuntimeError as error:
+                if "vmap" not in str(error):
+                    raise
+                self.vectorised = False
+                log.info(
+                    "%s does something that vmap cannot do, so its scores come one row at a time (slow): %s",
+                    type(self.skeleton).__name__,
+                    str(error).splitlines()[0],
+                )
+        return torch.stack([function(*rows) for rows in zip(*batched, strict=True)])
 
     def at(self, obs: Tensor, action: Tensor) -> FunctionalBatch:
         """Return the scores of a padded batch."""

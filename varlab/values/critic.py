@@ -166,9 +166,8 @@ def fit(
     Raises:
         InputError: if φ to start from has other shapes, or the fit diverges.
     """
-    start, shuffle = sequence.spawn(2)
-    with torch.random.fork_rng(devices=[]):  # torch's initialisers know only the global generator
-        torch.manual_seed(int(start.generate_state(1)[0]))
+    start, shuffle = rng.children(sequence, 2)
+    with rng.global_generator(int(start.generate_state(1)[0])):  # torch's initialisers know no other
         net = CriticNetwork(env, settings.hidden, settings.activation)
     net = net.to(dtype=dtype, device=traj.obs.device)
     goal = target.to(dtype)

@@ -90,7 +90,8 @@ def gradient(mdp: FiniteMDP, policy: nn.Module, gamma: float, horizon: int) -> t
     weight = gamma ** torch.arange(horizon, dtype=torch.float64, device=pi.device)
     # One cotangent on the table of probabilities carries all time steps, so one backward pass serves any network.
     cotangent = torch.einsum("t,ts,tsa->sa", weight, d, q)
-    grads = torch.autograd.grad((cotangent * pi).sum(), list(parameters(policy).values()))
+    # A parameter that the probabilities do not use, such as a value head inside the policy, has gradient 0.
+    grads = torch.autograd.grad((cotangent * pi).sum(), list(parameters(policy).values()), materialize_grads=True)
     return torch.cat([g.reshape(-1) for g in grads]).double(), float(mdp.initial.to(v.device) @ v[0])
 
 

@@ -1,0 +1,29 @@
+"""Write the tables of README.md from results/ and the registry: python scripts/readme.py [--check]."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from varlab.analysis import readme
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE, SPEED = "results/reproduce/table.md", "results/benchmarks/latest.json"
+
+
+def filled() -> str:
+    """Return README.md as it should be."""
+    parts = {
+        TABLE: (ROOT / TABLE).read_text(encoding="utf-8").strip(),
+        SPEED: readme.speed_table((ROOT / SPEED).read_text(encoding="utf-8")),
+        "phi": readme.phi_table(),
+    }
+    return readme.fill((ROOT / "README.md").read_text(encoding="utf-8"), parts)
+
+
+if __name__ == "__main__":
+    text, path = filled(), ROOT / "README.md"
+    if "--check" not in sys.argv:
+        path.write_text(text, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != text:
+        sys.exit("README.md differs from what results/ and the registry say; run python scripts/readme.py.")

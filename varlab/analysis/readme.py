@@ -1,0 +1,50 @@
+"""Parts of the README that commands write: text between ``<!-- begin NAME -->`` and ``<!-- end -->``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from varlab import checks
+from varlab.estimators import REGISTRY, SOURCE_TEXT
+
+PART = re.compile(r"(<!-- begin (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def phi_table() -> str:
+    """Return the table of registered Φ: name, formula, whether its mean is ∇J, source."""
+    lines = ["| Φ | formula | E g = ∇J | source |", "| --- | --- | --- | --- |"]
+    order = [text.partition("(")[0] for text in SOURCE_TEXT]
+    for name in [*order, *sorted(REGISTRY.keys() - set(order))]:
+        made = REGISTRY[name]()
+        claim = made.unbiased + (", always at λ = 1" if name == "gae" else "")
+        lines.append(f"| `{made.label}` | {made.formula.replace('|', chr(92) + '|')} | {claim} | {made.source} |")
+    return "\n".join(lines)
+
+
+def speed_table(text: str) -> str:
+    """Return the benchmark rows (JSON) as a table of ratios."""
+    lines = ["| work | beside | times faster (median, range) |", "| --- | --- | --- |"]
+    for row in json.loads(text):
+        span = f"{row['ratio_median']:.1f} ({row['ratio_min']:.1f} to {row['ratio_max']:.1f})"
+        lines.append(f"| {row['work']} | {row['peer']} | {span} |")
+    return "\n".join(lines)
+
+
+def fill(readme: str, parts: Mapping[str, str]) -> str:
+    """Put each part between its marks.
+
+    Args:
+        readme: the text with marks.
+        parts: name → what stands between.
+
+    Returns:
+        The text filled in.
+
+    Raises:
+        InputError: if a mark names a part that is not there.
+    """
+    for match in PART.finditer(readme):
+        checks.one_of("part of the README", match["name"], parts)
+    return PART.sub(lambda m: f"{m[1]}\n{parts[m['name']]}\n\n{m[3]}", readme)
