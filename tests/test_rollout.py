@@ -157,13 +157,14 @@ def test_global_random_states_stay_untouched(name, head):
     env = envs.make(name, horizon=5)
     policy = Head(env.num_features, env.num_actions, head) if head else policies.make("mlp", env)
     torch.manual_seed(9)
-    np.random.seed(9)
-    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    np.random.seed(9)  # noqa: NPY002
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     one = rollout(env, policy, 4, SEED)
     policies.make("mlp", env)
-    assert torch.equal(torch.get_rng_state(), before) and np.array_equal(np.random.get_state()[1], numpy_before)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
     torch.manual_seed(10)
-    np.random.seed(10)
+    np.random.seed(10)  # noqa: NPY002
     assert equal(one, rollout(env, policy, 4, SEED))
 
 

@@ -27,7 +27,7 @@ from exact_means import (
     weights,
 )
 from tiny_gaussian import STARTS, gaussian
-from tiny_world import H, S, finite, flat, mdp_lists, rewards_from
+from tiny_world import H, S, finite, flat, jacobian, mdp_lists, rewards_from
 
 from varlab import envs, estimators, storage, values
 from varlab.estimators import Batch, weight

@@ -79,7 +79,9 @@ def test_records_are_frozen_and_move_with_all_their_tensors():
     traj = make(state=True)
     _ = traj.time, traj.length  # what is cached must not stay behind
     moved = traj.to("meta")
-    assert all(getattr(moved, f.name).device.type == "meta" for f in fields(moved) if isinstance(getattr(traj, f.name), torch.Tensor))
+    assert all(
+        getattr(moved, f.name).device.type == "meta" for f in fields(moved) if isinstance(getattr(traj, f.name), torch.Tensor)
+    )
     assert moved.length.device.type == "meta" and traj.obs.device.type == "cpu"
     with pytest.raises(FrozenInstanceError):
         traj.horizon = 3
@@ -129,7 +131,9 @@ def test_merge_refuses_a_double_block_and_other_choices():
             moments([0]).merge(other)
 
 
-@pytest.mark.parametrize(("n", "blocks", "part_size"), [(100, 50, 7), (103, 50, 1), (1003, 50, 8), (5, 1, 2), (10_000, 50, 64), (3, 5, 4)])
+@pytest.mark.parametrize(
+    ("n", "blocks", "part_size"), [(100, 50, 7), (103, 50, 1), (1003, 50, 8), (5, 1, 2), (10_000, 50, 64), (3, 5, 4)]
+)
 def test_layout_spreads_n_evenly_over_blocks_and_parts(n, blocks, part_size):
     layout = Layout(n, blocks, part_size, first_block=20)
     assert sum(layout.sizes) == n and len(layout.sizes) == blocks and max(layout.sizes) - min(layout.sizes) <= 1

@@ -109,12 +109,12 @@ def notes(plan: Plan, sentences: Sequence[str], scores_kind: str) -> tuple[str, 
     same_weight = gamma == 1.0 or plan.options["discount_weighting"]
     if mdp is not None and mdp.reward_only_at_end and {"total_return", "reward_to_go"} <= labels and same_weight:
         out.append(
-            f"reward_to_go equals total_return on {plan.env.name}: every outcome that pays also ends the episode, so no reward "
-            "lies before an action and nothing is left out by summing only what comes after it."
+            f"reward_to_go equals total_return on {plan.env.name}: every outcome that pays also ends the episode, so no "
+            "reward lies before an action and nothing is left out by summing only what comes after it."
         )
     if gamma < 1.0 and not plan.options["discount_weighting"]:
         out.append(
-            "With gamma < 1 and discount_weighting=false the reward-to-go family shares one mean among itself that is the gradient "
+            "With gamma < 1 and discount_weighting=false the reward-to-go family shares one mean that is the gradient "
             "of no objective; total_return does not share it."
         )
     if scores_kind == "functional":

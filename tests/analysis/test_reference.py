@@ -87,10 +87,10 @@ def test_sampled_reference_of_the_discounted_objective(world):
 def test_the_test_of_unbiasedness_rejects_a_biased_reference(world):
     """Negative control: a critic-dependent Φ with the same bad critic, and the gradient of another objective."""
     env, policy, _ = world
-    wrong = sample(world, 4000, phi="td_residual")
-    assert min(p_values(wrong, references.exact(env, policy, 1.0, "J_1", "").grad)) < 1e-8
-    made = sample(world, 20_000, v=lambda s, t: torch.zeros(s.shape, dtype=DOUBLE))
-    assert min(p_values(made, references.exact(env, policy, 0.5, "J_gamma", "").grad)) < 1e-8
+    wrong = sample(world, 10_000, phi="td_residual")
+    assert min(p_values(wrong, references.exact(env, policy, 1.0, "J_1", "").grad)) < 1e-6
+    made = sample(world, 10_000, v=lambda s, t: torch.zeros(s.shape, dtype=DOUBLE))
+    assert min(p_values(made, references.exact(env, policy, 0.5, "J_gamma", "").grad)) < 1e-6
 
 
 def test_blocks_average_to_the_gradient(world):
@@ -129,15 +129,15 @@ def test_reference_is_the_loop_over_its_own_stream(world):
 
 
 def test_chunks_of_the_reference_do_not_matter(world, monkeypatch):
-    whole = sample(world, 300)
+    whole = sample(world, 60, blocks=4)
     monkeypatch.setattr(references, "STEPS_AT_ONCE", 7)
-    np.testing.assert_allclose(sample(world, 300).grad, whole.grad, rtol=1e-10, atol=1e-13)
+    np.testing.assert_allclose(sample(world, 60, blocks=4).grad, whole.grad, rtol=1e-10, atol=1e-13)
 
 
 def test_standard_error_falls_as_one_over_the_root_of_n(world):
     env, policy, _ = world
     truth = references.exact(env, policy, 1.0, "J_1", "").grad
-    sizes = (100, 400, 1600)
+    sizes = (100, 300, 900)
     error = [np.mean([np.square(sample(world, n, seed=s, blocks=4).grad - truth).sum() for s in range(8)]) for n in sizes]
     slope = np.polyfit(np.log(sizes), np.log(error), 1)[0]
     assert slope == pytest.approx(-1, abs=0.3)
@@ -175,6 +175,14 @@ class CountingCache:
 
 
 LAKE = envs.make("FrozenLake-v1", horizon=8)
+
+
+@pytest.fixture(autouse=True)
+def few_blocks(monkeypatch):
+    """Four blocks in place of fifty: what is tested here does not depend on it, and small rollouts cost the most."""
+    monkeypatch.setattr("varlab.preparation.BLOCKS", 4)
+
+
 SETTINGS = {
     "n": 60, "reference": "sampled", "n_reference": 100, "pilot": 20, "dtype": "float64",
     "phi": ("total_return", "value_baseline"), "critic": CriticSettings(n=20, hidden=(4,), epochs=1),
@@ -240,7 +248,6 @@ RELATED = [
 def test_unrelated_settings_share_one_reference(values, change, monkeypatch):
     """Not the digest alone: the numbers behind it are the same, also where parts are small enough for their size to show."""
     monkeypatch.setattr("varlab.preparation.STEPS_PER_PART", 52)
-    monkeypatch.setattr("varlab.preparation.BLOCKS", 4)
     made, again = prepared(values=values)[1], prepared(values=values, **change)[1]
     assert again.digest == made.digest
     assert np.array_equal(again.block_mean, made.block_mean) and again.j == made.j

@@ -125,7 +125,9 @@ def test_bad_numbers_are_named_with_world_trajectory_and_step(what, value, traje
 def test_a_bad_observation_after_the_last_step_is_named_too(ends_at, monkeypatch):
     monkeypatch.setattr(Bad, "begun", 0)
     env = envs.make("TestBad-v0", horizon=ends_at or 4, what="observation", trajectory=1, step=4, ends_at=ends_at)
-    with pytest.raises(InputError, match="A finite observation was expected from TestBad-v0, but trajectory 1 gave .* at step 4;"):
+    with pytest.raises(
+        InputError, match="A finite observation was expected from TestBad-v0, but trajectory 1 gave .* at step 4;"
+    ):
         rollout(env, coin(env), 3, STREAMS.sequence("rollout"))
 
 

@@ -137,7 +137,8 @@ def test_wrong_tables_are_found():
     assert smallest_p(FiniteMDP.from_lists(lists, [1.0]), FiniteMDP.from_lists(other, [1.0])) < LEVEL
 
 
-@pytest.mark.parametrize(("name", "kwargs", "s", "a"), [("FrozenLake-v1", {}, 9, 1), ("CliffWalking-v1", {"is_slippery": True}, 25, 2),
+@pytest.mark.parametrize(("name", "kwargs", "s", "a"), [("FrozenLake-v1", {}, 9, 1),
+                                                        ("CliffWalking-v1", {"is_slippery": True}, 25, 2),
                                                         ("Taxi-v4", {"is_rainy": True}, 123, 0)])  # fmt: skip
 def test_the_environments_own_steps_follow_the_tables(name, kwargs, s, a):
     world = gymnasium.make(name, **kwargs).unwrapped
@@ -206,13 +207,20 @@ def tables(states, actions, **changed):
     """Probability, next state, reward and termination of a world with one outcome, some of them changed."""
     shape = (states, actions, 1)
     found = {
-        "probability": torch.ones(shape), "next_state": torch.zeros(shape), "reward": torch.zeros(shape), "terminated": torch.zeros(shape)
+        "probability": torch.ones(shape), "next_state": torch.zeros(shape), "reward": torch.zeros(shape),
+        "terminated": torch.zeros(shape),
     } | {k: torch.as_tensor(v, dtype=torch.float64) for k, v in changed.items()}  # fmt: skip
     return found["probability"], found["next_state"], found["reward"], found["terminated"]
 
 
 def test_tables_of_any_dtype_become_float64():
-    mdp = FiniteMDP(*tables(2, 1, ), torch.tensor([1, 0]))
+    mdp = FiniteMDP(
+        *tables(
+            2,
+            1,
+        ),
+        torch.tensor([1, 0]),
+    )
     assert mdp.probability.dtype == mdp.reward.dtype == mdp.initial.dtype == mdp.expected_reward.dtype == torch.float64
     assert mdp.next_state.dtype == torch.int64 and mdp.terminated.dtype == torch.bool
 

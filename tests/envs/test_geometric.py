@@ -25,7 +25,9 @@ def infinite_horizon(mdp, policy, gamma):
 
 
 @pytest.mark.parametrize("gamma", [0.5, 0.9, 0.97])
-@pytest.mark.parametrize(("name", "kwargs", "reward_max"), [("FrozenLake-v1", {}, 1), ("CliffWalking-v1", {"is_slippery": True}, 100)])
+@pytest.mark.parametrize(
+    ("name", "kwargs", "reward_max"), [("FrozenLake-v1", {}, 1), ("CliffWalking-v1", {"is_slippery": True}, 100)]
+)
 def test_both_forms_of_the_infinite_horizon_objective_agree(name, kwargs, reward_max, gamma):
     horizon = envs.horizon_for(gamma, reward_max)
     env = envs.make(name, horizon=horizon, **kwargs)
@@ -89,13 +91,12 @@ def test_lengths_are_geometric():
     assert abs(mean - exact) < 4 * error
 
 
-def test_gamma_one_changes_no_number():
-    env = envs.make("Pendulum-v1", horizon=5)
-    policy = policies.make("linear", env)
-    for world in (env, as_general(envs.make("FrozenLake-v1"))):
-        policy = policies.make("linear", world)
-        traj = rollout(envs.with_termination(world, 1.0), policy, 4, STREAMS.sequence("rollout"))
-        assert not bool(traj.terminated[traj.length < world.horizon].logical_not().any())
+@pytest.mark.parametrize(("gamma", "length"), [(1.0, 7), (0.0, 1)])
+def test_gamma_one_never_ends_and_gamma_zero_ends_at_once(gamma, length):
+    lists = [[[(1.0, 0, 1.0, False)]]]
+    for world in (envs.make("TestWorld-v0", horizon=7), envs.environment(envs.FiniteMDP.from_lists(lists, [1.0]), 7)):
+        traj = rollout(envs.with_termination(world, gamma), policies.make("linear", world), 50, STREAMS.sequence("rollout"))
+        assert traj.length.tolist() == [length] * 50 and bool((traj.terminated == (gamma == 0.0)).all())
 
 
 def test_worlds_with_other_endings_are_told_apart():

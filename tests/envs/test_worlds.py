@@ -32,7 +32,11 @@ def test_every_world_runs(name):
     kinds = ["linear", "mlp", *(["softmax_table"] if env.discrete_observations else [])]
     for kind in kinds:
         traj = sample(env, policies.make(kind, env), cut=12)
-        assert len(traj) == 5 and traj.steps == int(traj.length.sum()) and 1 <= int(traj.length.min()) <= int(traj.length.max()) <= 12
+        assert (
+            len(traj) == 5
+            and traj.steps == int(traj.length.sum())
+            and 1 <= int(traj.length.min()) <= int(traj.length.max()) <= 12
+        )
         assert bool((traj.terminated ^ traj.truncated).all()) and traj.reward.dtype == torch.float64
         assert traj.obs.shape == (traj.steps, *own.observation_space.shape) and len(traj.last_obs) == 5
         assert all(own.observation_space.contains(o.numpy() if o.dim() else int(o)) for o in traj.obs)
@@ -78,7 +82,13 @@ def test_a_world_whose_limit_is_its_own_code_is_refused_beyond_it():
             sample(env, n=n)
         return str(error.value)
 
-    for text in (message(), message(once=True), message(gamma=1.0), message(gamma=0.9, n=50), message(gamma=0.9, n=50, once=True)):
+    for text in (
+        message(),
+        message(once=True),
+        message(gamma=1.0),
+        message(gamma=0.9, n=50),
+        message(gamma=0.9, n=50, once=True),
+    ):
         assert "TestSelfTruncating-v0" in text and "after 5 steps" in text and "horizon=5" in text
     for kwargs in ({"horizon": 5}, {"horizon": 10, "ends": True}, {"horizon": 10, "limit": 11}):
         traj = sample(envs.make("TestSelfTruncating-v0", **kwargs))
@@ -89,7 +99,8 @@ def test_a_world_whose_limit_is_its_own_code_is_refused_beyond_it():
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("CartPol-v1", "CartPole-v1"), ("cartpole-v1", "CartPole-v1"), ("CartPole-v7", "CartPole-v1"), ("FrozenLake", "FrozenLake-v1"),
+    [("CartPol-v1", "CartPole-v1"), ("cartpole-v1", "CartPole-v1"), ("CartPole-v7", "CartPole-v1"),
+     ("FrozenLake", "FrozenLake-v1"),
      ("Taxi-v3", "Taxi-v4"), ("nowhere:CartPole-v1", "CartPole-v1"), ("nothing/CartPole-v1", "CartPole-v1")],
 )  # fmt: skip
 def test_unknown_ids_name_the_nearest(name, near):

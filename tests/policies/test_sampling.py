@@ -62,7 +62,9 @@ def test_each_row_has_its_own_probabilities_and_its_own_draw():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rounding_never_draws_an_action_of_probability_zero(dtype, monkeypatch):
     """A masked last action must not be drawn where the cumulated probabilities round to less than one."""
-    logits = torch.cat([torch.randn(20_000, 7, generator=generator(), dtype=dtype), torch.full((20_000, 1), -torch.inf, dtype=dtype)], 1)
+    logits = torch.cat(
+        [torch.randn(20_000, 7, generator=generator(), dtype=dtype), torch.full((20_000, 1), -torch.inf, dtype=dtype)], 1
+    )
     law = Categorical(logits=logits)
     assert float(law.probs.cumsum(-1)[:, -2].min()) < 1
     for u in (0.0, 1 - 2.0**-53):

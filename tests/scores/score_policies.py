@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import gymnasium
 import torch
 from torch import nn
 from torch.distributions import Categorical, Independent, Normal
@@ -26,8 +27,6 @@ class Case:
 
 def world(discrete_actions):
     """An environment that only tells sizes."""
-    import gymnasium
-
     space = gymnasium.spaces.Discrete(ACTIONS) if discrete_actions else gymnasium.spaces.Box(-1, 1, (DIMENSIONS,))
     return Environment("sizes", 9, gymnasium.spaces.Box(-1, 1, (FEATURES,)), space, make_simulator=lambda device: None)
 
@@ -79,7 +78,11 @@ class SharedTrunk(nn.Module):
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.out = nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, FEATURES), nn.Linear(FEATURES, ACTIONS)
+        self.first, self.second, self.out = (
+            nn.Linear(FEATURES, FEATURES),
+            nn.Linear(FEATURES, FEATURES),
+            nn.Linear(FEATURES, ACTIONS),
+        )
         self.second.weight = self.first.weight
 
     def forward(self, obs):
@@ -248,6 +251,18 @@ class MixesRows(nn.Module):
         return Categorical(logits=self.out(obs - obs.mean(0)))
 
 
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2.0 * weight
+
+
+def parametrised():
+    """A layer whose weight is a function of the parameter."""
+    layer = nn.Linear(FEATURES, ACTIONS)
+    nn.utils.parametrize.register_parametrization(layer, "weight", Doubled())
+    return layer
+
+
 def frozen(policy, *names):
     for name in names:
         policy.get_parameter(name).requires_grad_(False)
@@ -284,7 +299,9 @@ def cases():
             "frozen layer": Case(frozen(mlp_head(), "net.0.weight", "net.0.bias")),
             "frozen bias": Case(frozen(mlp_head(), "net.0.bias")),
             "frozen weight": Case(frozen(mlp_head(), "net.2.weight")),
-            "frozen norm": Case(frozen(Head(linear(FEATURES, 4), nn.LayerNorm(4), linear(4, ACTIONS)), "net.1.weight", "net.1.bias")),
+            "frozen norm": Case(
+                frozen(Head(linear(FEATURES, 4), nn.LayerNorm(4), linear(4, ACTIONS)), "net.1.weight", "net.1.bias")
+            ),
             "embedding and linear": Case(Head(nn.Embedding(STATES, 4), nn.Tanh(), linear(4, ACTIONS)), **states),
             "frozen embedding": Case(frozen(Head(nn.Embedding(STATES, 4), linear(4, ACTIONS)), "net.0.weight"), **states),
             "padded embedding": Case(Head(nn.Embedding(STATES, ACTIONS, padding_idx=4)), "net.0.weight", **states),
@@ -309,7 +326,7 @@ def cases():
             "encoder without gradient": Case(NoGrad()),
             "called by keyword": Case(ByKeyword()),
             "subclass of Linear": Case(Head(Scaled(FEATURES, ACTIONS)), "net.0.weight"),
-            "parametrised": Case(Head(nn.utils.parametrizations.weight_norm(linear(FEATURES, ACTIONS))), "net.0.bias"),
+            "parametrised": Case(Head(parametrised()), "net.0.bias"),
             "rows in another order": Case(Reversed(), "out.weight"),
             "one-hot by hand": Case(OneHot(), "table", **states),
             "layer with an extra axis": Case(Transposed(), "each.weight"),

@@ -18,7 +18,11 @@ CASES = cases()
 def probe(case=None, m=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     kind = "features" if case is None else case.obs
-    obs = torch.randint(STATES, (m,), generator=generator) if kind == "states" else torch.randn(m, FEATURES, generator=generator).double()
+    obs = (
+        torch.randint(STATES, (m,), generator=generator)
+        if kind == "states"
+        else torch.randn(m, FEATURES, generator=generator).double()
+    )
     if kind == "images":
         obs = torch.randn(m, 1, 4, 4, generator=generator).double()
     if case is not None and not case.discrete:
@@ -56,7 +60,9 @@ def test_embeddings_with_options_are_not_factored_whatever_the_probe_holds(optio
 
 
 def test_a_policy_that_mixes_rows_is_refused():
-    with pytest.raises(InputError, match="treats every observation by itself was expected on World.*alone and .* in a batch of 8"):
+    with pytest.raises(
+        InputError, match="treats every observation by itself was expected on World.*alone and .* in a batch of 8"
+    ):
         scores.make(MixesRows().double(), *probe(), env="World")
     training = Head(nn.Linear(FEATURES, 4), nn.BatchNorm1d(4), nn.Linear(4, ACTIONS)).double()
     with pytest.raises((InputError, ValueError), match="by itself|more than 1 value per channel"):
@@ -103,7 +109,7 @@ class Returns(nn.Module):
     ("law", "words"),
     [
         (lambda x: x, "torch Distribution was expected, but it gave Tensor"), (lambda x: None, "but it gave NoneType"),
-        (lambda x: Independent(Normal(x[:, 0], 1.0), 1), "One log-probability per observation was expected from the policy on World"),
+        (lambda x: Independent(Normal(x[:, 0], 1.0), 1), "One log-probability per observation was expected .* on World"),
         (lambda x: Categorical(logits=x[:1]), "treats every observation by itself was expected on World"),
         (lambda x: Normal(x, 1.0), r"over actions of shape \(\) was expected for World"),
     ],
@@ -113,7 +119,9 @@ def test_a_forward_that_is_no_distribution_over_the_actions_is_refused(law, word
         scores.make(Returns(law).double(), *probe(m=8), env="World")
 
 
-@pytest.mark.parametrize("policy", [Twice(paths=True), TwoPathsFunctional(), *(CASES[n].policy for n in ("tied weights", "batch norm"))])
+@pytest.mark.parametrize(
+    "policy", [Twice(paths=True), TwoPathsFunctional(), *(CASES[n].policy for n in ("tied weights", "batch norm"))]
+)
 def test_functional_scores_leave_the_live_module_as_it_was(policy):
     policy = policy.double().eval()
     obs, action = probe()
@@ -175,4 +183,6 @@ def test_a_prepared_policy_keeps_the_factored_form():
         assert found.kind == plain.kind
         phi = torch.ones(1, 1, 8).double()
         mine = found.at(obs.float().unsqueeze(0), action.unsqueeze(0)).apply(phi)
-        torch.testing.assert_close(mine, plain.at(obs.float().double().unsqueeze(0), action.unsqueeze(0)).apply(phi), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            mine, plain.at(obs.float().double().unsqueeze(0), action.unsqueeze(0)).apply(phi), rtol=0, atol=1e-12
+        )

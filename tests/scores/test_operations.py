@@ -17,12 +17,17 @@ def batch(case, lengths=LENGTHS, seed=0):
     generator = torch.Generator().manual_seed(seed)
     rows, n = sum(lengths), len(lengths)
     shape = {"features": (rows, FEATURES), "images": (rows, 1, 4, 4)}.get(case.obs)
-    obs = torch.randint(STATES, (rows,), generator=generator) if shape is None else torch.randn(*shape, generator=generator).double()
+    obs = (
+        torch.randint(STATES, (rows,), generator=generator)
+        if shape is None
+        else torch.randn(*shape, generator=generator).double()
+    )
     discrete = torch.randint(ACTIONS, (rows,), generator=generator)
     action = discrete if case.discrete else torch.randn(rows, DIMENSIONS, generator=generator).double()
     length = torch.tensor([0, *lengths])
     return Trajectories(
-        obs=obs, action=action, reward=torch.zeros(rows).double(), offsets=length.cumsum(0), terminated=torch.ones(n, dtype=torch.bool),
+        obs=obs, action=action, reward=torch.zeros(rows).double(), offsets=length.cumsum(0),
+        terminated=torch.ones(n, dtype=torch.bool),
         truncated=torch.zeros(n, dtype=torch.bool), last_obs=obs[:n], horizon=9,
     )  # fmt: skip
 
@@ -105,7 +110,10 @@ def test_wrong_gradients_would_be_seen():
     z, phi = step_scores(case.policy, traj.obs, traj.action), random_phi(traj, 3)
     expected = loop_gradients(z, traj, phi)
     (chunk,) = traj.chunks(4)
-    at, own = scores.make(case.policy, traj.obs, traj.action).at(traj.obs[chunk.rows], traj.action[chunk.rows]), chunk_phi(chunk, phi)
+    at, own = (
+        scores.make(case.policy, traj.obs, traj.action).at(traj.obs[chunk.rows], traj.action[chunk.rows]),
+        chunk_phi(chunk, phi),
+    )
     for wrong in (own * (1 + 1e-8), own.flip(1), own.roll(1, 2)):
         with pytest.raises(AssertionError):
             torch.testing.assert_close(at.apply(wrong), expected[chunk.index], **CLOSE)

@@ -75,8 +75,7 @@ class FiniteMDP:
             )
         if bool(((self.next_state < 0) | (self.next_state >= shape[0])).any()):
             raise checks.InputError(
-                f"Next states in 0 … {shape[0] - 1} were expected, but the table holds others; "
-                "renumber them."
+                f"Next states in 0 … {shape[0] - 1} were expected, but the table holds others; renumber them."
             )
         if not bool(torch.isfinite(self.reward).all()):
             s, a, o = (int(i) for i in (~torch.isfinite(self.reward)).nonzero()[0])

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from varlab.estimators.base import Batch, Estimator, register
+from varlab.estimators.recursion import Recursion
+
+if TYPE_CHECKING:
+    from varlab.oracles.world import World
 
 THEOREM = (
     "Policy Gradient Methods for Reinforcement Learning with Function Approximation (Sutton, McAllester, Singh, Mansour, 2000)"
@@ -31,6 +36,10 @@ class QValue(Estimator):
         """Return Q_t(s_t, a_t), [M]."""
         return batch.values.q
 
+    def recursion(self, world: World) -> Recursion:
+        """Return the form that the exact oracle evaluates."""
+        return Recursion(lambda t: world.q[t][:, :, None], carry=0.0)
+
 
 @register
 @dataclass(frozen=True)
@@ -49,3 +58,7 @@ class Advantage(Estimator):
     def phi(self, batch: Batch) -> Tensor:
         """Return A_t, [M]."""
         return batch.values.q - batch.values.v
+
+    def recursion(self, world: World) -> Recursion:
+        """Return the form that the exact oracle evaluates."""
+        return Recursion(lambda t: world.q[t][:, :, None], carry=0.0, subtract=lambda t: world.v[t])

@@ -9,13 +9,17 @@ import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from varlab import checks
+from varlab.estimators.recursion import Recursion
 from varlab.types import Trajectories, Values
+
+if TYPE_CHECKING:
+    from varlab.oracles.world import World
 
 AT_CUT = ("terminal", "bootstrap", "wrong_state")
 #: What a Φ may claim of E g = ∇J.
@@ -121,6 +125,10 @@ class Estimator(ABC):
     def fit(self, batch: Batch) -> Estimator:
         """Return this estimator with the numbers it takes from the critic stream (none by default)."""
         return self
+
+    def recursion(self, world: World) -> Recursion | None:
+        """Return Φ as a recursion over a finite world (numpy tables), or None where the exact oracle does not apply."""
+        return None
 
     @abstractmethod
     def phi(self, batch: Batch) -> Tensor:

@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from varlab.estimators.base import Batch, Estimator, register
+from varlab.estimators.recursion import Recursion
 from varlab.estimators.returns import SPINNING_UP
+
+if TYPE_CHECKING:
+    from varlab.oracles.world import World
 
 
 @register
@@ -36,6 +42,11 @@ class ConstantBaseline(Estimator):
     def phi(self, batch: Batch) -> Tensor:
         """Return G_t − b, [M]."""
         return batch.reward_to_go - self.fitted
+
+    def recursion(self, world: World) -> Recursion:
+        """Return the form that the exact oracle evaluates."""
+        b = world.mean_reward_to_go if self.fitted is None else self.fitted
+        return Recursion(world.reward, world.gamma, subtract=lambda t: np.full(world.num_states, b))
 
 
 @register
@@ -64,6 +75,11 @@ class TimeBaseline(Estimator):
         """Return G_t − b_t, [M]."""
         return batch.reward_to_go - self.fitted[batch.traj.time]
 
+    def recursion(self, world: World) -> Recursion:
+        """Return the form that the exact oracle evaluates."""
+        b = world.mean_reward_to_go_at if self.fitted is None else self.fitted.cpu().numpy()
+        return Recursion(world.reward, world.gamma, subtract=lambda t: np.full(world.num_states, b[t]))
+
 
 @register
 @dataclass(frozen=True)
@@ -78,6 +94,10 @@ class ValueBaseline(Estimator):
     def phi(self, batch: Batch) -> Tensor:
         """Return G_t − V_t(s_t), [M]."""
         return batch.reward_to_go - batch.values.v
+
+    def recursion(self, world: World) -> Recursion:
+        """Return the form that the exact oracle evaluates."""
+        return Recursion(world.reward, world.gamma, subtract=lambda t: world.v[t])
 
 
 @dataclass(frozen=True)
@@ -106,3 +126,11 @@ class Baseline(Estimator):
         """Return G_t − b(s_t), [M]."""
         b = torch.as_tensor(self.b(batch.traj.obs, batch.traj.time), dtype=torch.float64, device=batch.reward_to_go.device)
         return batch.reward_to_go - b.expand_as(batch.reward_to_go)
+
+    def recursion(self, world: World) -> Recursion:
+        """Return the form that the exact oracle evaluates."""
+        return Recursion(world.reward, world.gamma, subtract=lambda t: self._table(world.mdp.seen, t))
+
+    def _table(self, seen: Tensor, t: int) -> np.ndarray:
+        b = torch.as_tensor(self.b(seen, torch.full((len(seen),), t)), dtype=torch.float64)
+        return b.expand(len(seen)).numpy()

@@ -7,11 +7,16 @@ or λ = 1 they telescope to G_t − V_t(s_t).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from varlab import checks
 from varlab.estimators.base import Batch, Estimator, register, tail_sum
+from varlab.estimators.recursion import Recursion
+
+if TYPE_CHECKING:
+    from varlab.oracles.world import World
 
 GAE_PAPER = (
     "High-Dimensional Continuous Control Using Generalized Advantage Estimation (Schulman, Moritz, Levine, Jordan, Abbeel, 2016)"
@@ -35,6 +40,10 @@ class TDResidual(Estimator):
     def phi(self, batch: Batch) -> Tensor:
         """Return δ_t, [M]."""
         return batch.td_residual
+
+    def recursion(self, world: World) -> Recursion:
+        """Return the form that the exact oracle evaluates."""
+        return Recursion(world.td_residual, carry=0.0)
 
 
 @register
@@ -71,6 +80,10 @@ class NStep(Estimator):
             total[:, -1] = delta[:, -1]
         return batch.traj.flat(total)
 
+    def recursion(self, world: World) -> Recursion:
+        """Return the form that the exact oracle evaluates."""
+        return Recursion(world.td_residual, world.gamma, window=self.k)
+
 
 @register
 @dataclass(frozen=True)
@@ -102,3 +115,7 @@ class GAE(Estimator):
     def phi(self, batch: Batch) -> Tensor:
         """Return the generalised advantage, [M]."""
         return tail_sum(batch.traj, batch.td_residual, batch.gamma * self.lam)
+
+    def recursion(self, world: World) -> Recursion:
+        """Return the form that the exact oracle evaluates."""
+        return Recursion(world.td_residual, world.gamma * self.lam)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from varlab.estimators.base import Batch, Estimator, register
+from varlab.estimators.recursion import Recursion
+
+if TYPE_CHECKING:
+    from varlab.oracles.world import World
 
 SPINNING_UP = "Spinning Up in Deep RL, Part 3: Intro to Policy Optimization (Achiam, 2018)"
 
@@ -30,6 +35,10 @@ class TotalReturn(Estimator):
         first = batch.traj.offsets[:-1]
         return batch.reward_to_go[first][batch.traj.episode]
 
+    def recursion(self, world: World) -> Recursion:
+        """Return the form that the exact oracle evaluates."""
+        return Recursion(world.reward, world.gamma, total=True)
+
 
 @register
 @dataclass(frozen=True)
@@ -43,3 +52,7 @@ class RewardToGo(Estimator):
     def phi(self, batch: Batch) -> Tensor:
         """Return G_t, [M]."""
         return batch.reward_to_go
+
+    def recursion(self, world: World) -> Recursion:
+        """Return the form that the exact oracle evaluates."""
+        return Recursion(world.reward, world.gamma)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from varlab import checks, rng
 from varlab.envs.base import Environment
+from varlab.envs.finite import FiniteMDP
 from varlab.policies.base import features
 from varlab.policies.networks import ACTIVATIONS, mlp
 from varlab.types import Trajectories, Values
@@ -116,6 +117,14 @@ class Critic:
     def state_dict(self) -> dict[str, Tensor]:
         """Return φ: what ``CriticSettings.init`` takes for the next policy."""
         return self.network.state_dict()
+
+    @torch.no_grad()
+    def table(self, mdp: FiniteMDP, horizon: int) -> tuple[Tensor, Tensor]:
+        """Return V_φ [H + 1, S] and Q_φ [H, S, A] on the states of a finite MDP, the same at every time."""
+        seen = mdp.seen.to(self.network.scale.device)
+        actions = torch.arange(mdp.num_actions, device=seen.device)
+        q = torch.stack([self.network.action_value(seen, a.expand(len(seen))) for a in actions], 1).double()
+        return self.network.value(seen).double().expand(horizon + 1, -1), q.expand(horizon, -1, -1)
 
     @torch.no_grad()
     def __call__(self, traj: Trajectories, need: frozenset[str]) -> Values:

@@ -119,6 +119,10 @@ class ExactValues:
         """Return the same values on ``device``."""
         return replace(self, v=self.v.to(device), q=self.q.to(device))
 
+    def table(self, mdp: FiniteMDP, horizon: int) -> tuple[Tensor, Tensor]:
+        """Return V [H + 1, S] and Q [H, S, A]."""
+        return self.v, self.q
+
     def __call__(self, traj: Trajectories, need: frozenset[str]) -> Values:
         """Look the values up at the visited states and times.
 

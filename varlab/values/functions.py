@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from varlab import checks
+from varlab.envs.finite import FiniteMDP
 from varlab.types import Trajectories, Values
 
 
@@ -26,6 +28,17 @@ class FunctionValues:
     q: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     source: str = "user"
     steps: int = 0
+
+    def table(self, mdp: FiniteMDP, horizon: int) -> tuple[Tensor | None, Tensor | None]:
+        """Return V [H + 1, S] and Q [H, S, A] on the states of a finite MDP, None for a function that was not given."""
+        seen, n = mdp.seen, mdp.num_states
+        v = q = None
+        if self.v is not None:
+            v = torch.stack([self.v(seen, torch.full((n,), t)).double() for t in range(horizon + 1)])
+        if self.q is not None:
+            pairs = [[(torch.full((n,), a), torch.full((n,), t)) for a in range(mdp.num_actions)] for t in range(horizon)]
+            q = torch.stack([torch.stack([self.q(seen, *pair).double() for pair in row], 1) for row in pairs])
+        return v, q
 
     def __call__(self, traj: Trajectories, need: frozenset[str]) -> Values:
         """Evaluate at the visited steps.

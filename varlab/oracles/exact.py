@@ -1,0 +1,128 @@
+"""varlab.exact(): mean and variance of an estimator on a finite MDP, without sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from varlab import checks, estimators, policies
+from varlab.envs.base import Environment
+from varlab.envs.registry import make as make_env
+from varlab.estimators.base import Estimator
+from varlab.oracles.recursions import total_return, weighted_sum
+from varlab.oracles.world import World, build
+from varlab.types import Trajectories, Values
+from varlab.values.dynamic_programming import ExactValues, gradient
+
+
+@dataclass(frozen=True)
+class ExactMoments:
+    """Exact moments of K estimators on a finite MDP; all float64.
+
+    Attributes:
+        names: the K choices.
+        mean: [K, P] E g.
+        variance: [K] tr Cov g.
+        variance_per_parameter: [K, P] diag Cov g.
+        gradient: [P] ∇J_γ of the H-step objective.
+        j: J_γ.
+    """
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    variance: np.ndarray
+    variance_per_parameter: np.ndarray
+    gradient: np.ndarray
+    j: float
+
+    @property
+    def bias_sq(self) -> np.ndarray:
+        """[K] ‖E g − ∇J_γ‖²."""
+        return ((self.mean - self.gradient) ** 2).sum(1)
+
+    @property
+    def nsr(self) -> np.ndarray:
+        """[K] variance / ‖∇J_γ‖²."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self.variance / (self.gradient**2).sum()
+
+
+def exact(
+    env: Environment | str,
+    policy: nn.Module,
+    phi: Sequence[str | Estimator] | str | Estimator = estimators.SOURCE_TEXT,
+    *,
+    gamma: float = 1.0,
+    discount_weighting: bool = True,
+    values: str | Callable[[Trajectories, frozenset[str]], Values] = "exact",
+    cut: int | None = None,
+    at_cut: str = "bootstrap",
+) -> ExactMoments:
+    """Return exact mean and variance of the gradient under every Φ.
+
+    Args:
+        env: a world with finite dynamics, or the id of one.
+        policy: categorical on its states; evaluated in float64.
+        phi: names or objects; baselines that were not fitted take their population values.
+        gamma: discount γ.
+        discount_weighting: whether step t is weighted by γ^t.
+        values: ``exact``, or any source with a ``table`` (critic, functions), right or wrong.
+        cut: L ≤ H.
+        at_cut: terminal, bootstrap or wrong_state.
+
+    Returns:
+        The moments.
+
+    Raises:
+        InputError: for a world without finite dynamics, or an estimator without a recursion.
+    """
+    env = make_env(env) if isinstance(env, str) else env
+    if env.finite is None:
+        raise checks.InputError(
+            f"A finite MDP was expected for exact moments, but {env.name} has no outcome lists; use varlab.measure."
+        )
+    chosen = estimators.resolve(phi)
+    checks.in_range("gamma", gamma, 0.0, 1.0)
+    checks.one_of("rule at_cut", at_cut, estimators.AT_CUT)
+    double = policies.prepare(policy, torch.float64, torch.device("cpu"))
+    source = ExactValues.of(env.finite, double, gamma, env.horizon) if isinstance(values, str) else values
+    v, q = (None if x is None else x.cpu().numpy() for x in source.table(env.finite, env.horizon))
+    world = build(env.finite, double, v, q, gamma, env.horizon, cut, at_cut)
+    first, second = zip(*(moments(world, e, discount_weighting) for e in chosen), strict=True)
+    grad, j = gradient(env.finite, double, gamma, env.horizon)
+    mean = np.stack(first)
+    per_parameter = np.maximum(np.stack(second) - mean**2, 0.0)
+    return ExactMoments(tuple(e.label for e in chosen), mean, per_parameter.sum(1), per_parameter, grad.numpy(), j)
+
+
+def moments(world: World, estimator: Estimator, discount_weighting: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return E g and E g² (elementwise), each [P], of one estimator.
+
+    Args:
+        world: dynamics, policy and values.
+        estimator: the choice of Φ.
+        discount_weighting: w_t = γ^t if true, 1 if false.
+
+    Returns:
+        First and second moment.
+
+    Raises:
+        InputError: if the estimator has no recursion, or needs values that are not there.
+    """
+    recursion = estimator.recursion(world)
+    if recursion is None:
+        raise checks.InputError(
+            f"A Φ with a recursion over states was expected for exact moments, but {estimator.label} has none; use varlab.measure."
+        )
+    for name in estimator.needs:
+        if getattr(world, name) is None:
+            raise checks.InputError(
+                f"Values {name} were expected for {estimator.label}, but the source gives none; pass {name} too."
+            )
+    if recursion.total:
+        return total_return(world)
+    return weighted_sum(world, recursion, world.gamma if discount_weighting and estimator.weighted else 1.0)
