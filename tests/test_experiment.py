@@ -26,11 +26,12 @@ from varlab.types import Layout, Values
 from varlab.values import CriticSettings, FunctionValues, evaluate, policy_table
 
 #: DESIGN section 6, word for word: the first columns of every summary, in this order.
-CONTRACT = """env, policy, theta, phi, gamma, discount_weighting, horizon, n, n_reference, reference_kind, objective, grad_norm,
-variance, variance_low, variance_high, variance_ratio, variance_ratio_low, variance_ratio_high, bias_sq, bias_sq_low,
-bias_sq_high, bias_p_value, mse, nsr, kurtosis, steps, efficiency, exact_variance, seed, values_source, batch_size, cut, at_cut, dtype, device,
-mse_low, mse_high, nsr_low, nsr_high, cosine, cosine_low, cosine_high, grad_norm_low, grad_norm_high, exact_bias_sq, exact_nsr,
-flag, reference_digest, digest""".replace("\n", " ").split(", ")
+CONTRACT = """env, policy, theta, phi, gamma, discount_weighting, horizon, n, n_reference, reference_kind,
+objective, grad_norm, variance, variance_low, variance_high, variance_ratio, variance_ratio_low,
+variance_ratio_high, bias_sq, bias_sq_low, bias_sq_high, bias_p_value, mse, nsr, kurtosis, steps, efficiency,
+exact_variance, seed, values_source, batch_size, cut, at_cut, dtype, device, mse_low, mse_high, nsr_low, nsr_high,
+cosine, cosine_low, cosine_high, grad_norm_low, grad_norm_high, exact_bias_sq, exact_nsr, flag, reference_digest,
+digest""".replace("\n", " ").split(", ")
 
 MDP = random_mdp(0)
 WORLD = envs.environment(MDP, 4, name="random")

@@ -2,8 +2,11 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
+from golden import regenerate, small_runs
 from golden.small_runs import NUMBERS, RUNS, moved, numbers, read
 
 import varlab
@@ -46,3 +49,19 @@ def test_a_moved_number_is_noticed(golden, column):
     lost = {k: v for k, v in kept.items() if k != row}
     assert len(moved(kept, lost)) == len(NUMBERS)
     assert moved(kept, kept) == []
+
+
+def test_regenerating_refuses_moved_numbers_until_numerics_is_raised(tmp_path, monkeypatch, capsys):
+    def run(variance):
+        row = dict.fromkeys(NUMBERS, 1.0) | {"phi": "total_return", "objective": "J_1", "variance": variance}
+        monkeypatch.setattr(regenerate, "RUNS", {"one": lambda: SimpleNamespace(summary=pd.DataFrame([row]))})
+        return regenerate.main()
+
+    for module in (regenerate, small_runs):
+        monkeypatch.setattr(module, "FILE", tmp_path / "runs.json")
+    monkeypatch.setattr(varlab, "NUMERICS", 1)
+    assert run(2.0) == 0 and run(2.0) == 0
+    assert run(2.00001) == 1 and "variance was 2.0 and is 2.00001" in capsys.readouterr().err
+    assert read()["runs"]["one"]["total_return | J_1"]["variance"] == 2.0
+    monkeypatch.setattr(varlab, "NUMERICS", 2)
+    assert run(2.00001) == 0 and read()["numerics"] == 2

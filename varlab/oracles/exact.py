@@ -116,7 +116,8 @@ def moments(world: World, estimator: Estimator, discount_weighting: bool) -> tup
     recursion = estimator.recursion(world)
     if recursion is None:
         raise checks.InputError(
-            f"A Φ with a recursion over states was expected for exact moments, but {estimator.label} has none; use varlab.measure."
+            f"A Φ with a recursion over states was expected for exact moments, but {estimator.label} has none; use "
+            "varlab.measure."
         )
     for name in estimator.needs:
         if getattr(world, name) is None:
