@@ -17,13 +17,14 @@ from varlab.checks import InputError
 if TYPE_CHECKING:
     from varlab import envs, estimators, policies, values
     from varlab.experiment import Result, measure
+    from varlab.oracles import exact
 
 __version__ = "0.1.0"
 
 #: Raised by every change that moves a number; part of each run's digest.
 NUMERICS = 1
 
-__all__ = ["NUMERICS", "InputError", "Result", "__version__", "envs", "estimators", "measure", "policies", "values"]
+__all__ = ["NUMERICS", "InputError", "Result", "__version__", "envs", "estimators", "exact", "measure", "policies", "values"]
 
 _FROM_EXPERIMENT = ("measure", "Result")
 
@@ -42,6 +43,8 @@ def __getattr__(name: str) -> object:
     """
     if name in _FROM_EXPERIMENT:
         return getattr(importlib.import_module("varlab.experiment"), name)
+    if name == "exact":
+        return importlib.import_module("varlab.oracles").exact
     if name in __all__:
         return importlib.import_module(f"varlab.{name}")
     raise AttributeError(f"module 'varlab' has no attribute '{name}'; its public names are {', '.join(__all__)}")

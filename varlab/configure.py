@@ -104,6 +104,7 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
         "draws": checks.positive_int("draws", plain["draws"]),
         "pilot": checks.positive_int("pilot", plain["pilot"]),
         "memory_limit": checks.positive_int("memory_limit", plain["memory_limit"]),
+        "exact": None if plain["exact"] is None else _switch("exact", plain["exact"]),
         "per_parameter": _switch("per_parameter", plain["per_parameter"]),
         "theta": theta,
         "env_label": plain["env"]["id"],

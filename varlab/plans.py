@@ -60,6 +60,7 @@ def plan(
     memory_limit: int = 2**30,
     per_parameter: bool = True,
     draws: int = 1999,
+    exact: bool | None = None,
     theta: str = "given",
     env_label: str | None = None,
     policy_label: str | None = None,
@@ -114,7 +115,7 @@ def plan(
         "at_cut": at_cut, "n_reference": n_reference, "max_reference": max_reference, "reference_seed": reference_seed,
         "objectives": list(names), "seed": seed, "batch_size": batch_size, "pilot": pilot, "part_size": part_size,
         "dtype": dtype, "device": torch.device(device).type, "per_parameter": per_parameter, "memory_limit": memory_limit,
-        "draws": draws,
+        "draws": draws, "exact": exact,
     }  # fmt: skip
     critic_settings = {k: v for k, v in vars(critic).items() if k != "init"}
     critic_settings["hidden"] = list(critic.hidden)

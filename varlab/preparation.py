@@ -119,7 +119,7 @@ class Preparation:
         """The source of values for discount γ: exact, or critics fitted on the stream of ``seed``."""
         wanted = self.options["values"] if isinstance(self.options["values"], str) else "auto"
         if wanted == "exact" or (wanted == "auto" and self.env.finite is not None):
-            return values.ExactValues.of(self.env.finite, self._double_policy(), gamma, self.env.horizon).to(self.device)
+            return values.ExactValues.of(self.env.finite, self.double_policy(), gamma, self.env.horizon).to(self.device)
         if (seed, gamma) not in self.critics:
             traj = self._critic_stream(seed)
             target = Batch(traj, Values(), gamma).reward_to_go
@@ -136,7 +136,7 @@ class Preparation:
         batch = Batch(self._critic_stream(self.critic_seed), Values(), self.gamma)
         return tuple(e.fit(batch) for e in self.plan.phi)
 
-    def _double_policy(self) -> nn.Module:
+    def double_policy(self) -> nn.Module:
         """The same θ in float64, for exact values: rounding of θ to float32 is part of θ, rounding of sums is not."""
         return policies.prepare(self.policy, torch.float64, self.device)
 
@@ -223,7 +223,7 @@ class Preparation:
         settings = {k: self.plan.settings[k] for k in same}
         if self._reference_is_exact():
             digest = storage.digest({**settings, "gamma": gamma, "kind": "exact"})
-            return references.exact(self.env, self._double_policy(), gamma, objective, digest)
+            return references.exact(self.env, self.double_policy(), gamma, objective, digest)
         phi = estimators.make("value_baseline")
         n = self.options["n_reference"] or self._reference_size(pilot, objective)
         settings |= {k: self.plan.settings[k] for k in ("critic", "device", "part_size")}

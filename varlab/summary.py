@@ -12,6 +12,7 @@ import varlab
 from varlab.types import Moments, Reference
 
 if TYPE_CHECKING:
+    from varlab.oracles.exact import ExactRow
     from varlab.plans import Plan
 
 #: Columns of every summary, in this order; other programs read them.
@@ -30,6 +31,7 @@ def frame(
     moments: Moments,
     references: Mapping[str, Reference],
     statistics: Mapping[str, Sequence[Mapping[str, object]]],
+    exact: Sequence[ExactRow | None],
     value_sources: Sequence[str],
     value_steps: Sequence[int],
 ) -> pd.DataFrame:
@@ -40,6 +42,7 @@ def frame(
         moments: of the K choices.
         references: objective → reference.
         statistics: objective → one mapping for each choice, from :func:`varlab.analysis.statistics.summarise`.
+        exact: [K] exact moments, None where no oracle applies.
         value_sources: [K] where each choice's values come from.
         value_steps: [K] environment steps that they cost.
 
@@ -62,10 +65,6 @@ def frame(
         "at_cut": options["at_cut"],
         "dtype": options["dtype"],
         "device": options["device"].type,
-        # Filled by the exact oracles; empty where none applies.
-        "exact_variance": np.nan,
-        "exact_bias_sq": np.nan,
-        "exact_nsr": np.nan,
         "digest": plan.digest,
         "reference_seed": options["reference_seed"],
         "numerics": varlab.NUMERICS,
@@ -79,6 +78,7 @@ def frame(
                 {
                     **common,
                     **numbers,
+                    **_exact_columns(exact[k], reference),
                     "phi": moments.names[k],
                     "objective": objective,
                     "n_reference": reference.n,
@@ -90,6 +90,21 @@ def frame(
                 }
             )
     return pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+
+
+def _exact_columns(row: ExactRow | None, reference: Reference) -> dict[str, float]:
+    """Exact variance, bias² and NSR of one Φ; the latter two only against an exact ∇J."""
+    if row is None:
+        return {}
+    variance = float(row.variance_per_parameter.sum())
+    if not reference.exact:
+        return {"exact_variance": variance}
+    square = float((reference.grad**2).sum())
+    return {
+        "exact_variance": variance,
+        "exact_bias_sq": float(((row.mean - reference.grad) ** 2).sum()),
+        "exact_nsr": variance / square if square > 0 else np.inf,
+    }
 
 
 def notes(plan: Plan, sentences: Sequence[str], scores_kind: str) -> tuple[str, ...]:

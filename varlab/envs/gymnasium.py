@@ -69,9 +69,9 @@ class EpisodeSimulator:
         self.episode = np.arange(n)
         space = self.live[0].action_space
         self.bounds = (space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else None
-        seeds = seed.generate_state(n)
+        seeds = seed.generate_state(n, np.uint64)
         self.time = 0
-        return self._observe([env.reset(seed=int(s))[0] for env, s in zip(self.live, seeds, strict=True)])
+        return self._observe([_begin(env, int(s)) for env, s in zip(self.live, seeds, strict=True)])
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Advance the live episodes by one step; return observation, reward, termination.
@@ -116,6 +116,14 @@ class EpisodeSimulator:
                 f"steps; set horizon={self.time} or lower, or lift the limit inside the environment."
             )
         self.live = [env for env, k in zip(self.live, kept, strict=True) if k]
+
+
+def _begin(env: gymnasium.Env, seed: int) -> object:
+    """Reset with 64 bits of seed, so that no two of many episodes share one; with 32 where the world takes no more."""
+    try:
+        return env.reset(seed=seed)[0]
+    except (ValueError, OverflowError):
+        return env.reset(seed=seed % 2**32)[0]
 
 
 def make_unlimited(env_id: str, **kwargs: object) -> gymnasium.Env:

@@ -90,17 +90,47 @@ def exact(
     checks.one_of("rule at_cut", at_cut, estimators.AT_CUT)
     double = policies.prepare(policy, torch.float64, torch.device("cpu"))
     source = ExactValues.of(env.finite, double, gamma, env.horizon) if isinstance(values, str) else values
-    v, q = (None if x is None else x.cpu().numpy() for x in source.table(env.finite, env.horizon))
-    world = build(env.finite, double, v, q, gamma, env.horizon, cut, at_cut)
-    first, second = zip(*(moments(world, e, discount_weighting) for e in chosen), strict=True)
+    world = world_of(env, double, source, gamma, cut, at_cut)
+    rows = [exact_row(world, e, discount_weighting) for e in chosen]
     grad, j = gradient(env.finite, double, gamma, env.horizon)
-    mean = np.stack(first)
-    per_parameter = np.maximum(np.stack(second) - mean**2, 0.0)
+    mean, per_parameter = np.stack([r.mean for r in rows]), np.stack([r.variance_per_parameter for r in rows])
     return ExactMoments(tuple(e.label for e in chosen), mean, per_parameter.sum(1), per_parameter, grad.numpy(), j)
 
 
-def moments(world: World, estimator: Estimator, discount_weighting: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return E g and E g² (elementwise), each [P], of one estimator.
+def world_of(env: Environment, policy: nn.Module, source: object | None, gamma: float, cut: int | None, at_cut: str) -> World:
+    """Return the arrays that the recursions run on.
+
+    Args:
+        env: a world with finite dynamics.
+        policy: in float64, on the CPU.
+        source: values with a ``table``, or None where no Φ needs any.
+        gamma: γ.
+        cut: L, or None for H.
+        at_cut: rule at the cut.
+
+    Returns:
+        The world.
+    """
+    found = (None, None) if source is None else source.table(env.finite, env.horizon)
+    v, q = (None if x is None else x.cpu().numpy() for x in found)
+    return build(env.finite, policy, v, q, gamma, env.horizon, cut, at_cut)
+
+
+def operations(env: Environment, num_parameters: int, choices: int, cut: int | None) -> int:
+    """Return about how many multiplications the exact moments of ``choices`` estimators take: L · S · A · O · P · K."""
+    return (cut or env.horizon) * env.finite.probability.numel() * num_parameters * choices
+
+
+@dataclass(frozen=True)
+class ExactRow:
+    """Exact moments of one estimator: ``mean`` [P] E g and ``variance_per_parameter`` [P] diag Cov g."""
+
+    mean: np.ndarray
+    variance_per_parameter: np.ndarray
+
+
+def exact_row(world: World, estimator: Estimator, discount_weighting: bool) -> ExactRow:
+    """Return exact mean and variance of one estimator.
 
     Args:
         world: dynamics, policy and values.
@@ -108,7 +138,7 @@ def moments(world: World, estimator: Estimator, discount_weighting: bool) -> tup
         discount_weighting: w_t = γ^t if true, 1 if false.
 
     Returns:
-        First and second moment.
+        Its moments.
 
     Raises:
         InputError: if the estimator has no recursion, or needs values that are not there.
@@ -125,5 +155,7 @@ def moments(world: World, estimator: Estimator, discount_weighting: bool) -> tup
                 f"Values {name} were expected for {estimator.label}, but the source gives none; pass {name} too."
             )
     if recursion.total:
-        return total_return(world)
-    return weighted_sum(world, recursion, world.gamma if discount_weighting and estimator.weighted else 1.0)
+        first, second = total_return(world)
+    else:
+        first, second = weighted_sum(world, recursion, world.gamma if discount_weighting and estimator.weighted else 1.0)
+    return ExactRow(first, np.maximum(second - first**2, 0.0))
