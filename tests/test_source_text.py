@@ -72,6 +72,8 @@ def test_discounted_setting_is_almost_identical(world):
         close(mean(world, phi, 0.8), truth)
         close(mean(world, phi, 0.8, False), truth if phi == "total_return" else other)
     assert float((other - truth).norm()) > 0.05 * float(truth.norm())
+    if world.dynamics is not None:
+        close(values.gradient(world.env.finite, world.policy, 0.8, H)[0], truth)
 
 
 def test_infinite_horizon_discounted_return(listed):
@@ -296,7 +298,7 @@ def test_send_this_loss_to_minus_infinity():
             optimizer.step()
             losses.append(float(value.detach()))
         falls = np.diff(losses[::50])
-        assert (np.diff(losses[50:]) < 0).all() and falls[2] < 0.9 * falls[1] < -50  # a steady fall has no floor
+        assert (np.diff(losses[50:]) < 0).all() and falls[2] < 0.9 * falls[1] < -20  # a steady fall has no floor
         worse += j_of(world, policy) < j_of(world, good) - 0.3
     assert worse >= 6
 
