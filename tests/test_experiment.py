@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from finite_worlds import random_mdp
+from finite_worlds import enumerate_paths, random_mdp
 from torch import nn
 from torch.distributions import Categorical
 
 import varlab
 from varlab import envs, policies, storage
 from varlab.checks import InputError
-from varlab.estimators import Baseline, Batch, make, parse, weight
+from varlab.estimators import AT_CUT, Baseline, Batch, make, parse, weight
 from varlab.experiment import plan
 from varlab.rng import Streams
 from varlab.rollout import rollout
@@ -479,6 +479,58 @@ def test_bootstrapping_at_a_cut_asks_for_values_that_no_phi_needs():
     assert measure(phi=("reward_to_go",), cut=2, at_cut="terminal", n=50).summary["values_source"][0] == "none"
 
 
+# ---- Exact columns -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", (False, True), ids=("exact values", "wrong values"))
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"gamma": 0.8}, {"gamma": 0.8, "discount_weighting": False}, *({"cut": 2, "gamma": 0.8, "at_cut": r} for r in AT_CUT)],
+    ids=lambda s: ",".join(f"{k}={v}" for k, v in s.items()) or "plain",
+)
+def test_exact_columns_are_sums_over_all_paths(settings, wrong):
+    """exact_variance, exact_bias_sq and exact_nsr of every row, with the very baselines that the measurement fitted."""
+    gamma, rule = settings.get("gamma", 1.0), settings.get("at_cut", "bootstrap")
+    values = wrong_values(WORLD) if wrong else exact_values(WORLD, table(), gamma)
+    need = frozenset({"v"} if wrong else {"v", "q"})
+    phi = [p for p in PHI if not (wrong and p == "advantage")]
+    made = measure(phi=phi, n=50, **settings, **({"values": values} if wrong else {}))
+    logits = table().logits.weight.detach().double()
+    paths = enumerate_paths(MDP, 4, cut=settings.get("cut"))
+    probability = paths.probability(logits)
+    policy = policies.prepare(table(), torch.float64, torch.device("cpu"))
+    critic = Batch(rollout(WORLD, policy, 30, Streams(0).sequence("critic")), Values(), gamma)
+    grad, _ = varlab.values.gradient(MDP, policy, gamma, 4)
+    batch = Batch(paths.traj, values(paths.traj, need), gamma, rule)
+    for k, text in enumerate(phi):
+        g = paths.gradients(logits, weight(parse(text).fit(critic), batch, settings.get("discount_weighting", True)))
+        mean = probability @ g
+        variance = float(probability @ (g - mean).square().sum(1))
+        row = made.summary.iloc[k]
+        assert row["exact_variance"] == pytest.approx(variance, rel=1e-9), text
+        assert row["exact_bias_sq"] == pytest.approx(float((mean - grad).square().sum()), rel=1e-9, abs=1e-20), text
+        assert row["exact_nsr"] == pytest.approx(variance / float(grad @ grad), rel=1e-9), text
+
+
+def test_exact_columns_are_empty_where_no_oracle_applies():
+    env = envs.make("CartPole-v1", horizon=5)
+    few = {"n": 50, "pilot": 10, "n_reference": 50, "critic": CriticSettings(n=5, hidden=(4,), epochs=1)}
+    made = varlab.measure(env, policies.make("linear", env), "reward_to_go", **few)
+    assert made.summary[["exact_variance", "exact_bias_sq", "exact_nsr"]].isna().all(axis=None)
+    sampled = measure(phi="reward_to_go", n=50, reference="sampled", n_reference=50)
+    assert sampled.summary["exact_variance"].notna().all() and sampled.summary["exact_bias_sq"].isna().all()
+    without = measure(phi="reward_to_go", n=50, exact=False)
+    assert without.summary["exact_variance"].isna().all()
+
+
+def test_intervals_hold_the_exact_variance():
+    """95 % intervals of eight Φ on shared trajectories: at this seed all but one at most hold."""
+    s = measure(n=4000, pilot=400).summary
+    inside = (s["variance_low"] <= s["exact_variance"]) & (s["exact_variance"] <= s["variance_high"])
+    assert inside.sum() >= len(s) - 1
+    np.testing.assert_allclose(s["variance"], s["exact_variance"], rtol=0.15)
+
+
 # ---- What is refused -----------------------------------------------------------------------------------------------------
 
 
@@ -573,12 +625,12 @@ def test_a_bad_gradient_of_the_measurement_names_phi_and_trajectory():
 def test_frozen_lake_says_why_reward_to_go_equals_total_return():
     env = envs.make("FrozenLake-v1", horizon=20)
     for settings in ({}, {"gamma": 0.9}):
-        made = measure(env, phi=("total_return", "reward_to_go"), n=300, **settings)
+        made = measure(env, phi=("total_return", "reward_to_go"), n=150, **settings)
         assert any("reward_to_go equals total_return on FrozenLake-v1" in note for note in made.notes)
         np.testing.assert_allclose(made.moments.mean[:, 0], made.moments.mean[:, 1], atol=1e-15)
         assert made.summary["variance"][0] == pytest.approx(made.summary["variance"][1], rel=1e-12)
         assert made.summary["variance"][0] > 0
-    unweighted = measure(env, phi=("total_return", "reward_to_go"), n=300, gamma=0.9, discount_weighting=False)
+    unweighted = measure(env, phi=("total_return", "reward_to_go"), n=150, gamma=0.9, discount_weighting=False)
     assert not any("equals" in note for note in unweighted.notes)
     assert unweighted.summary["variance"][0] != pytest.approx(unweighted.summary["variance"][1], rel=1e-3)
 
@@ -633,6 +685,26 @@ def test_a_sampled_reference_gives_the_verdicts_of_the_exact_one():
         assert made.summary["bias_p_value"][0] > 0.02 and made.summary["bias_p_value"][1] < 0.01
     low, high = sampled.summary["grad_norm_low"][0], sampled.summary["grad_norm_high"][0]
     assert low <= exact.summary["grad_norm"][0] <= high
+
+
+@pytest.mark.parametrize("reference", ("exact", "sampled"))
+def test_bias_sq_and_mse_are_the_pair_sums_over_blocks(reference):
+    """Σ_{b≠b'} ⟨d_b, d_b'⟩/(B(B − 1)) by loops, less the reference's own trace/n, from the blocks of the result."""
+    made = measure(n=100, phi=("reward_to_go", "td_residual"), values=wrong_values(WORLD), reference=reference, n_reference=100)
+    truth = made.references["J_1"]
+    own = 0.0
+    if reference == "sampled":
+        d = truth.block_mean - truth.grad
+        own = (d**2).sum() / (50 * 49)
+        assert own > 0.01 * made.summary["bias_sq"].abs().max()  # large enough to be missed
+        assert (made.summary["flag"].str.contains("reference-limited")).all()
+    for k in range(2):
+        d = made.moments.mean[:, k] - truth.grad
+        pairs = sum(d[b] @ d[c] for b in range(50) for c in range(50) if b != c) / (50 * 49)
+        row = made.summary.iloc[k]
+        assert row["bias_sq"] == pytest.approx(pairs - own, rel=1e-9, abs=1e-12)
+        assert row["mse"] == pytest.approx(pairs - own + row["variance"] / 100, rel=1e-9, abs=1e-12)
+    assert made.summary["grad_norm"][0] == pytest.approx(np.sqrt(max(truth.grad @ truth.grad - own, 0.0)), rel=1e-9)
 
 
 def test_a_users_baseline_is_unbiased_and_named():

@@ -71,7 +71,7 @@ def test_every_episode_equals_a_plain_gymnasium_loop(name):
     traj = rollout(env, policies.make("mlp", env), 4, STREAMS.sequence("rollout"))
     world, _ = rng.children(STREAMS.sequence("rollout"), 2)
     single = gymnasium.make(name)
-    for i, seed in enumerate(world.generate_state(4)):
+    for i, seed in enumerate(world.generate_state(4, np.uint64)):
         rows = slice(int(traj.offsets[i]), int(traj.offsets[i + 1]))
         obs, _ = single.reset(seed=int(seed))
         for o, a, r in zip(traj.obs[rows], traj.action[rows], traj.reward[rows], strict=True):

@@ -93,7 +93,7 @@ def test_fit_explains_what_the_state_explains(env_id, actions, least):
     anywhere = torch.full_like(mdp.initial, 1 / mdp.num_states)
     env = envs.environment(replace(mdp, initial=anywhere), 50)
     logits = 6.0 * torch.nn.functional.one_hot(torch.tensor(actions), env.num_actions).double()
-    traj, target = data(env, policies.SoftmaxTable(env, logits=logits), 500)
+    traj, target = data(env, policies.SoftmaxTable(env, logits=logits), 400)
     made = fitted(env, traj, target, replace(SMALL, epochs=12))
     count = torch.bincount(traj.obs, minlength=env.num_features)
     mean = target.new_zeros(env.num_features).index_add(0, traj.obs, target) / count.clamp(min=1)
