@@ -73,7 +73,7 @@ def make(env_id: str, horizon: int | None = None, continuation: float = 1.0, **k
     if mdp is not None:
         env = Environment(make_simulator=lambda device: FiniteSimulator(mdp, device), part_size=4096, finite=mdp, **common)
     elif env_id in ("CartPole-v0", "CartPole-v1") and set(kwargs) <= {"sutton_barto_reward"}:
-        env = Environment(make_simulator=lambda device: CartPoleSimulator(device, **kwargs), part_size=4096, **common)
+        env = Environment(make_simulator=lambda device: CartPoleSimulator(device, **kwargs), part_size=8192, **common)
     else:
         env = Environment(
             make_simulator=lambda device: EpisodeSimulator(env_id, device, **kwargs), part_size=EPISODES_AT_ONCE, **common

@@ -101,7 +101,7 @@ def one_environment_loop(env_id: str, policy: Callable[[Tensor], torch.distribut
         obs, _ = env.reset(seed=taken)
         over = False
         while not over:
-            action = policy(torch.as_tensor(obs)).sample().item()
+            action = policy(torch.as_tensor(obs).unsqueeze(0)).sample().item()
             obs, _, terminated, truncated, _ = env.step(action)
             over = terminated or truncated
             taken += 1

@@ -141,7 +141,7 @@ def _agree(name: str, found: Iterable[Tensor], truth: Iterable[Tensor]) -> None:
             )
 
 
-def sampling(rounds: int, n: int = 4096, loop_steps: int = 2000) -> list[Row]:
+def sampling(rounds: int, n: int = 8192, loop_steps: int = 2000) -> list[Row]:
     """Sample CartPole-v1 with an MLP policy, beside a Python loop over one environment; seconds per step.
 
     Args:
