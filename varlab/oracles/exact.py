@@ -13,7 +13,7 @@ from varlab import checks, estimators, policies
 from varlab.envs.base import Environment
 from varlab.envs.registry import make as make_env
 from varlab.estimators.base import Estimator
-from varlab.oracles.recursions import total_return, weighted_sum
+from varlab.oracles.recursions import total_sum, weighted_sum
 from varlab.oracles.world import World, build
 from varlab.types import Trajectories, Values
 from varlab.values.dynamic_programming import ExactValues, gradient
@@ -78,7 +78,8 @@ def exact(
         The moments.
 
     Raises:
-        InputError: for a world without finite dynamics, or an estimator without a recursion.
+        InputError: for a world without finite dynamics, an estimator without a recursion, or values and settings that cannot
+            be used.
     """
     env = make_env(env) if isinstance(env, str) else env
     if env.finite is None:
@@ -89,10 +90,20 @@ def exact(
     checks.in_range("gamma", gamma, 0.0, 1.0)
     checks.one_of("rule at_cut", at_cut, estimators.AT_CUT)
     double = policies.prepare(policy, torch.float64, torch.device("cpu"))
-    source = ExactValues.of(env.finite, double, gamma, env.horizon) if isinstance(values, str) else values
+    if isinstance(values, str):
+        checks.one_of("source of values", values, ("exact",))
+        source = ExactValues.of(env.finite, double, gamma, env.horizon)
+    else:
+        source = values
     world = world_of(env, double, source, gamma, cut, at_cut)
     rows = [exact_row(world, e, discount_weighting) for e in chosen]
     grad, j = gradient(env.finite, double, gamma, env.horizon)
+    for e, row in zip(chosen, rows, strict=True):
+        if not (np.isfinite(row.mean).all() and np.isfinite(row.variance_per_parameter).all()):
+            raise checks.InputError(
+                f"Finite moments were expected on {env.name}, but those of {e.label} hold NaN or infinity; look at θ and at its "
+                "values or baseline in every state, visited or not."
+            )
     mean, per_parameter = np.stack([r.mean for r in rows]), np.stack([r.variance_per_parameter for r in rows])
     return ExactMoments(tuple(e.label for e in chosen), mean, per_parameter.sum(1), per_parameter, grad.numpy(), j)
 
@@ -103,22 +114,48 @@ def world_of(env: Environment, policy: nn.Module, source: object | None, gamma: 
     Args:
         env: a world with finite dynamics.
         policy: in float64, on the CPU.
-        source: values with a ``table``, or None where no Φ needs any.
+        source: values with a ``table``, or None where no Φ and no rule at a cut needs any.
         gamma: γ.
         cut: L, or None for H.
         at_cut: rule at the cut.
 
     Returns:
         The world.
+
+    Raises:
+        InputError: for a cut beyond the horizon, or values that are missing or of another shape.
     """
+    cut = env.horizon if cut is None else checks.positive_int("cut", cut)
+    if cut > env.horizon:
+        raise checks.InputError(
+            f"A cut of at most the horizon {env.horizon} was expected, but cut={cut}; lower it or leave it out."
+        )
+    if source is not None and not hasattr(source, "table"):
+        raise checks.InputError(
+            f"Values with a table over states were expected for exact moments, but {type(source).__name__} has none; give "
+            "values='exact', a Critic or FunctionValues."
+        )
     found = (None, None) if source is None else source.table(env.finite, env.horizon)
-    v, q = (None if x is None else x.cpu().numpy() for x in found)
+    v, q = (None if x is None else x.detach().cpu().numpy() for x in found)
+    s, a = env.finite.num_states, env.finite.num_actions
+    for name, x, shape in (("v", v, (env.horizon + 1, s)), ("q", q, (env.horizon, s, a))):
+        if x is not None and x.shape != shape:
+            raise checks.InputError(
+                f"Values {name} of shape {shape} were expected on {env.name}, but the table has {x.shape}; evaluate them for "
+                "this world and horizon, one number for each state."
+            )
+    if v is None and cut < env.horizon and at_cut != "terminal":
+        raise checks.InputError(
+            f"Values v were expected because at_cut={at_cut} looks them up at the cut {cut}, but the source gives none; pass v "
+            "too or set at_cut=terminal."
+        )
     return build(env.finite, policy, v, q, gamma, env.horizon, cut, at_cut)
 
 
 def operations(env: Environment, num_parameters: int, choices: int, cut: int | None) -> int:
-    """Return about how many multiplications the exact moments of ``choices`` estimators take: L · S · A · O · P · K."""
-    return (cut or env.horizon) * env.finite.probability.numel() * num_parameters * choices
+    """Return about how many multiplications exact moments of ``choices`` estimators take: L · S · A · O · min(P, S · A) · K."""
+    pairs = env.finite.num_states * env.finite.num_actions
+    return (cut or env.horizon) * env.finite.probability.numel() * min(num_parameters, pairs) * choices
 
 
 @dataclass(frozen=True)
@@ -144,10 +181,10 @@ def exact_row(world: World, estimator: Estimator, discount_weighting: bool) -> E
         InputError: if the estimator has no recursion, or needs values that are not there.
     """
     recursion = estimator.recursion(world)
-    if recursion is None:
+    if recursion is None or (recursion.total and recursion.window is not None):
         raise checks.InputError(
-            f"A Φ with a recursion over states was expected for exact moments, but {estimator.label} has none; use "
-            "varlab.measure."
+            f"A Φ with a recursion over states was expected for exact moments, but {estimator.label} has "
+            f"{'none' if recursion is None else 'a window over the whole return'}; use varlab.measure."
         )
     for name in estimator.needs:
         if getattr(world, name) is None:
@@ -155,7 +192,7 @@ def exact_row(world: World, estimator: Estimator, discount_weighting: bool) -> E
                 f"Values {name} were expected for {estimator.label}, but the source gives none; pass {name} too."
             )
     if recursion.total:
-        first, second = total_return(world)
+        first, second = total_sum(world, recursion)
     else:
         first, second = weighted_sum(world, recursion, world.gamma if discount_weighting and estimator.weighted else 1.0)
     return ExactRow(first, np.maximum(second - first**2, 0.0))

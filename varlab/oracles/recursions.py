@@ -1,12 +1,16 @@
-"""Exact mean and per-parameter variance of g = Σ_t w_t z_t Φ_t by backward recursion on joint moments.
+"""Exact mean and per-parameter variance of a sum of scores weighted by Φ, by backward recursion on joint moments.
 
 Two kinds of estimator cover the field's Φ without randomness of their own. In the first, Φ_t = X_t − b_t(s_t) with
 
     X_t = x_t(s_t, a_t, outcome) + c X_{t+1}    (or its window of k terms, X^k = x + c X'^{k−1}, X^0 = 0),
 
 and W_t = z_t Φ_t + κ W_{t+1} is the gradient from t on (κ = γ weighted, else 1). Given the next state the future is
-independent of the present, so that for each state E X, E X², E W, E XW, E W² follow from those at t + 1. In the second,
-total_return, g = Z R with Z = Σ z_t, and the moments E Zⁱ Gʲ, i, j ≤ 2, close.
+independent of the present, so that for each state E X, E X², E W and E XW follow from those at t + 1, and
+
+    E g² = Σ_t κ^{2t} E[z_t² Φ_t² + 2 κ z_t Φ_t W_{t+1}]
+
+needs beside them only the probability of every state at every time. In the second, such as total_return, g = Z (X_0 − b_0)
+with Z = Σ_t z_t: what X_0 − b_0 has collected before t goes forward, the moments of X_t and of Z from t on backward.
 
 The idea of moment recursions for returns: The Variance of Discounted Markov Decision Processes (Sobel, 1982).
 """
@@ -16,6 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from varlab.estimators.recursion import Recursion
+from varlab.oracles.coordinates import Step, choose, pairs_of_steps
 from varlab.oracles.world import World
 
 Moments = tuple[np.ndarray, np.ndarray]
@@ -32,88 +37,95 @@ def weighted_sum(world: World, recursion: Recursion, kappa: float) -> Moments:
     Returns:
         First and second moment of every entry of g.
     """
-    c, w = recursion.carry, world
-    # Copies of X: one that feeds on itself, or X^1 … X^k of which X^j feeds on X^{j−1} and X^0 = 0.
-    copies = 1 if recursion.window is None else recursion.window
-    before = [0] if recursion.window is None else [None, *range(copies - 1)]
-    num_states, p = w.pi.shape[0], w.num_parameters
-    x1 = np.zeros((copies, num_states))
-    x2 = np.zeros((copies, copies, num_states))
-    w1, w2 = np.zeros((num_states, p)), np.zeros((num_states, p))
-    xw = [np.zeros((num_states, p)) for _ in range(copies)]
-    chosen = w.pi[:, :, None] * w.going_on
-
-    def previous(moment: np.ndarray | list[np.ndarray], j: int) -> np.ndarray | None:
-        return None if before[j] is None else moment[before[j]]
-
+    w, c = world, recursion.carry
+    # X^1 … X^n, each fed by the one before it; without a window a single X feeds on itself.
+    window = 1 if c == 0.0 else recursion.window
+    if window is not None and window >= w.cut:
+        window = None
+    n = window or 1
+    x1, x2 = np.zeros((n, w.num_states)), np.zeros((n, n, w.num_states))
+    first, square, steps = np.zeros_like(w.pi), np.zeros_like(w.pi), []
+    onward, discounted = kappa * w.chosen, kappa * c * w.chosen
     for t in range(w.cut - 1, -1, -1):
-        x = recursion.local(t)
-        b = np.zeros(num_states) if recursion.subtract is None else recursion.subtract(t)
-        by_action = np.empty((copies, num_states, w.pi.shape[1]))
-        products = np.empty((copies, copies, num_states, w.pi.shape[1]))
-        for i in range(copies):
-            later_i = previous(x1, i)
-            by_action[i] = (w.probability * x).sum(-1)
-            if later_i is not None:
-                by_action[i] += c * w.ahead_by_action(w.going_on, later_i)
-            for j in range(copies):
-                later_j = previous(x1, j)
-                term = (w.probability * x * x).sum(-1)
-                for later in (later_i, later_j):
-                    if later is not None:
-                        term = term + c * w.ahead_by_action(w.going_on * x, later)
-                if before[i] is not None and before[j] is not None:
-                    term = term + c * c * w.ahead_by_action(w.going_on, x2[before[i], before[j]])
-                products[i, j] = term
-        last = copies - 1  # Φ uses the longest copy
-        phi1 = by_action[last] - b[:, None]
-        phi2 = products[last, last] - 2 * b[:, None] * by_action[last] + (b**2)[:, None]
-        local_w = w.ahead(chosen * x, w1)
-        terms = [(w.going_on * (x - b[:, None, None]), w1)]
-        if before[last] is not None:
-            terms.append((c * w.going_on, xw[before[last]]))
-        new_w2 = w.scored(phi2, 2) + 2 * kappa * w.scored_ahead(terms) + kappa**2 * w.ahead(chosen, w2)
-        new_xw = []
-        for j in range(copies):
-            later = previous(xw, j)
-            ahead = local_w if later is None else local_w + c * w.ahead(chosen, later)
-            new_xw.append(w.scored(products[j, last] - b[:, None] * by_action[j]) + kappa * ahead)
-        w1 = w.scored(phi1) + kappa * w.ahead(chosen, w1)
-        w2, xw = new_w2, new_xw
-        x1 = (w.pi * by_action).sum(-1)
-        x2 = (w.pi * products).sum(-1)
-    initial = w.mdp.initial.numpy()
-    return initial @ w1, initial @ w2
+        x, b = recursion.local(t), np.zeros(w.num_states) if recursion.subtract is None else recursion.subtract(t)
+        # Moments of every X given state and action, [n, S, A] and [n, n, S, A].
+        ahead1, ahead2 = (x1, x2) if window is None else (_shift(x1, 1), _shift(x2, 2))
+        mixed = c * w.ahead_by_action(w.going_on * x, ahead1)
+        given1 = (w.probability * x).sum(-1) + c * w.ahead_by_action(w.going_on, ahead1)
+        given2 = (w.probability * x * x).sum(-1) + mixed[:, None] + mixed[None]
+        given2 += c * c * w.ahead_by_action(w.going_on, ahead2)
+        x1, x2 = (w.pi * given1).sum(-1), (w.pi * given2).sum(-1)
+        # Φ is the last X less b: its moments, and those of its products with every X.
+        phi1, x_phi = given1[-1] - b[:, None], given2[:, -1] - b[:, None] * given1
+        phi2 = x_phi[-1] - b[:, None] * phi1
+        visits = w.visits[t][:, None] * w.pi
+        first += kappa**t * visits * phi1
+        square += kappa ** (2 * t) * visits * phi2
+        # Moments of W (0) and of those X that feed on W (1, 2, …).
+        pair = 2 * kappa ** (2 * t + 1) * visits[:, :, None] * w.going_on
+        flow, pairs = {(0, 0): onward}, {0: pair * (x - b[:, None, None])}
+        fed = 1 if window is None else n - 1
+        if fed:
+            pairs[fed] = c * pair
+            joint = onward * x
+            flow |= {(i, 0): joint for i in range(1, fed + 1)}
+            flow |= {(1, 1): discounted} if window is None else {(i, i - 1): discounted for i in range(2, fed + 1)}
+        steps.append(Step(flow, np.concatenate([phi1[None], x_phi[:fed]]), pairs))
+    coordinates = choose(w)
+    pairs_of_steps(w, coordinates, steps)
+    return coordinates.first(first), coordinates.second(square)
 
 
-def total_return(world: World) -> Moments:
-    """Return E g and E g², each [P], of g = (Σ_t z_t) R_γ.
+def _shift(moment: np.ndarray, axes: int) -> np.ndarray:
+    """Put X^0 = 0 before X^1 … X^{n−1} on the first ``axes`` axes."""
+    out = np.zeros_like(moment)
+    out[(slice(1, None),) * axes] = moment[(slice(None, -1),) * axes]
+    return out
+
+
+def total_sum(world: World, recursion: Recursion) -> Moments:
+    """Return E g and E g², each [P], of g = (Σ_t z_t) (X_0 − b_0(s_0)), such as total_return with X_0 = R_γ.
 
     Args:
         world: dynamics, policy, and values where a cut needs them.
+        recursion: x_t, c and b_0; no window.
 
     Returns:
         First and second moment of every entry of g.
     """
-    w, c = world, world.gamma
-    shape = (w.pi.shape[0], w.num_parameters)
-    g1, g2 = np.zeros(shape[0]), np.zeros(shape[0])
-    # m[i][j] = E[Zⁱ Gʲ | s]; E[Z | s] = 0.
-    m11, m12, m20, m21, m22 = (np.zeros(shape) for _ in range(5))
-    chosen = w.pi[:, :, None] * w.going_on
+    w, c = world, recursion.carry
+    x1, x2 = np.zeros(w.num_states), np.zeros(w.num_states)
+    first, square, steps = np.zeros_like(w.pi), np.zeros_like(w.pi), []
+    onward, squared, past = c * w.chosen, c * c * w.chosen, _collected(w, recursion)
     for t in range(w.cut - 1, -1, -1):
-        x = w.reward(t)
-        a1 = (w.probability * x).sum(-1) + c * w.ahead_by_action(w.going_on, g1)
-        a2 = (w.probability * x * x).sum(-1) + 2 * c * w.ahead_by_action(w.going_on * x, g1)
-        a2 = a2 + c * c * w.ahead_by_action(w.going_on, g2)
-        new22 = w.scored(a2, 2) + 2 * w.scored_ahead([(2 * c * w.going_on * x, m11), (c * c * w.going_on, m12)])
-        new22 += w.ahead(chosen * x * x, m20) + 2 * c * w.ahead(chosen * x, m21) + c * c * w.ahead(chosen, m22)
-        new21 = w.scored(a1, 2) + 2 * w.scored_ahead([(c * w.going_on, m11)])
-        new21 += w.ahead(chosen * x, m20) + c * w.ahead(chosen, m21)
-        new12 = w.scored(a2) + 2 * c * w.ahead(chosen * x, m11) + c * c * w.ahead(chosen, m12)
-        m11 = w.scored(a1) + c * w.ahead(chosen, m11)
-        m20 = w.scored(np.ones_like(a1), 2) + w.ahead(chosen, m20)
-        m12, m21, m22 = new12, new21, new22
-        g1, g2 = (w.pi * a1).sum(-1), (w.pi * a2).sum(-1)
-    initial = w.mdp.initial.numpy()
-    return initial @ m11, initial @ m22
+        x = recursion.local(t)
+        given1 = (w.probability * x).sum(-1) + c * w.ahead_by_action(w.going_on, x1)
+        given2 = (w.probability * x * x).sum(-1) + 2 * c * w.ahead_by_action(w.going_on * x, x1)
+        given2 += c * c * w.ahead_by_action(w.going_on, x2)
+        x1, x2 = (w.pi * given1).sum(-1), (w.pi * given2).sum(-1)
+        # X_0 − b_0 = Y + c^t X_t with Y collected before t; E Z = 0 from any state on.
+        zero, one, two = past[t][:, :, None]
+        first += c**t * w.visits[t][:, None] * w.pi * given1
+        square += w.pi * (two + 2 * one * given1 + zero * given2)
+        # Moments of Z X (0) and Z X² (1).
+        pair = 2 * c * w.pi[:, :, None] * w.going_on
+        pairs = {0: 2 * pair * (zero[:, :, None] * x + one[:, :, None]), 1: c * pair * zero[:, :, None]}
+        flow = {(0, 0): onward, (1, 0): 2 * onward * x, (1, 1): squared}
+        steps.append(Step(flow, np.stack([given1, given2]), pairs))
+    coordinates = choose(w)
+    pairs_of_steps(w, coordinates, steps)
+    return coordinates.first(first), coordinates.second(square)
+
+
+def _collected(world: World, recursion: Recursion) -> np.ndarray:
+    """Return E[c^{2t} 1], E[c^t Y 1] and E[Y² 1], [L, 3, S], of Y = Σ_{u<t} c^u x_u − b_0, 1 meaning alive in s at t."""
+    w, c = world, recursion.carry
+    out = np.zeros((w.cut, 3, w.num_states))
+    b = np.zeros(w.num_states) if recursion.subtract is None else recursion.subtract(0)
+    out[0] = w.mdp.initial.numpy() * np.stack([np.ones_like(b), -b, b**2])
+    for t in range(w.cut - 1):
+        x = recursion.local(t)
+        zero, one, two = (m[:, None, None] for m in out[t])
+        for m, weight in enumerate((c * c * zero, c * (one + x * zero), two + 2 * x * one + x * x * zero)):
+            out[t + 1, m] = np.bincount(w.next_state.ravel(), (w.chosen * weight).ravel(), minlength=w.num_states)
+    return out

@@ -6,6 +6,7 @@ parameters stays cheap. Any other policy has the dense support of all parameters
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +17,7 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from varlab.envs.finite import FiniteMDP
-from varlab.policies.base import parameters
+from varlab.policies.base import log_prob, parameters
 from varlab.policies.networks import SoftmaxTable
 from varlab.values.dynamic_programming import evaluate, occupancy, policy_table
 
@@ -101,67 +102,62 @@ class World:
         """Σ_s d_t(s) V_t(s) and Σ_s d_t(s), each [H], with the true V."""
         pi = torch.from_numpy(self.pi)
         v, _ = evaluate(self.mdp, pi, self.gamma, self.horizon)
-        d = occupancy(self.mdp, pi, self.horizon)
-        return (d * v[:-1]).sum(1).numpy(), d.sum(1).numpy()
+        return (self.visits * v[:-1].numpy()).sum(1), self.visits.sum(1)
 
     # Expectations over action and outcome.
 
-    def ahead(self, weight: np.ndarray, moment: np.ndarray) -> np.ndarray:
-        """Return Σ_{a,o} weight[s, a, o] · moment[s'], [S, …].
+    @cached_property
+    def chosen(self) -> np.ndarray:
+        """[S, A, O] π(a | s) p_o (1 − end_o)."""
+        return self.pi[:, :, None] * self.going_on
 
-        Args:
-            weight: [S, A, O].
-            moment: [S] or [S, P].
-
-        Returns:
-            [S] or [S, P].
-        """
-        s, a, o = weight.shape
-        index = np.arange(0, s * a * o + 1, a * o)
-        matrix = scipy.sparse.csr_array((weight.ravel(), self.next_state.ravel(), index), shape=(s, s))
-        return matrix @ moment
+    @cached_property
+    def visits(self) -> np.ndarray:
+        """[H, S] probability of being alive in s at time t."""
+        return occupancy(self.mdp, torch.from_numpy(self.pi), self.horizon).numpy()
 
     def ahead_by_action(self, weight: np.ndarray, moment: np.ndarray) -> np.ndarray:
-        """Return Σ_o weight[s, a, o] · moment[s'] for scalar moments [S]: [S, A]."""
-        return (weight * moment[self.next_state]).sum(-1)
+        """Return Σ_o weight[s, a, o] · moment[..., s'] for scalar moments [..., S]: [..., S, A]."""
+        return np.einsum("sao,...sao->...sa", weight, moment[..., self.next_state])
 
-    def scored(self, weight: np.ndarray, power: int = 1) -> np.ndarray:
-        """Return Σ_a π(a | s) z(s, a)^power weight[s, a], [S, P]."""
-        part = np.einsum("sa,sad->sd", self.pi * weight, self.scores**power)
-        return self._spread(part)
+    @cached_property
+    def by_state(self) -> Successors:
+        """Turns weights [S, A, O], 0 where the episode ends, into the matrix [S, S'] of their sums over actions."""
+        return Successors(np.arange(self.num_states)[:, None, None], self.next_state, self.going_on > 0, self.num_states)
 
-    def scored_ahead(self, terms: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Return Σ_a π(a | s) z(s, a) Σ_o Σ_terms weight[s, a, o] · moment[s'], [S, P].
+    @cached_property
+    def by_pair(self) -> Successors:
+        """Turns weights [S, A, O], 0 where the episode ends, into the matrix [S·A, S']."""
+        pair = np.arange(self.pi.size).reshape(*self.pi.shape, 1)
+        return Successors(pair, self.next_state, self.going_on > 0, self.num_states)
+
+
+class Successors:
+    """Which next states follow each row: the sparse structure, found once, that any weights of outcomes fill.
+
+    Outcomes of one row that lead to the same state are added up.
+    """
+
+    def __init__(self, row: np.ndarray, next_state: np.ndarray, kept: np.ndarray, num_states: int) -> None:
+        """Find the structure.
 
         Args:
-            terms: pairs of weight [S, A, O] and moment [S, P].
-
-        Returns:
-            [S, P].
+            row: row of each outcome, from 0 on; broadcasts to [S, A, O].
+            next_state: [S, A, O] column of each outcome.
+            kept: [S, A, O] outcomes whose weight may differ from 0.
+            num_states: columns.
         """
-        out = np.zeros(self.scores.shape[::2])
-        for a in range(self.pi.shape[1]):
-            if self.support is None:
-                total = sum(self._one_action(weight[:, a], a) @ moment for weight, moment in terms)
-            else:
-                total = 0.0
-                for weight, moment in terms:
-                    near = moment[self.next_state[:, a][:, :, None], self.support[:, None, :]]  # [S, O, D]
-                    total = total + np.einsum("so,sod->sd", weight[:, a], near)
-            out += self.pi[:, a, None] * self.scores[:, a] * total
-        return self._spread(out)
+        self.kept = np.flatnonzero(kept)
+        key = (row * num_states + next_state).ravel()
+        cells, self.cell = np.unique(key[self.kept], return_inverse=True)
+        num_rows = int(row.max()) + 1
+        ends = np.searchsorted(cells, np.arange(num_rows + 1) * num_states)
+        self.matrix = scipy.sparse.csr_array((np.zeros(len(cells)), cells % num_states, ends), shape=(num_rows, num_states))
 
-    def _one_action(self, weight: np.ndarray, a: int) -> scipy.sparse.csr_array:
-        s, o = weight.shape
-        index = np.arange(0, s * o + 1, o)
-        return scipy.sparse.csr_array((weight.ravel(), self.next_state[:, a].ravel(), index), shape=(s, s))
-
-    def _spread(self, part: np.ndarray) -> np.ndarray:
-        """Put [S, D] entries on the support into [S, P]."""
-        if self.support is None:
-            return part
-        out = np.zeros((part.shape[0], self.num_parameters))
-        np.put_along_axis(out, self.support, part, axis=1)
+    def __call__(self, weight: np.ndarray) -> scipy.sparse.csr_array:
+        """Return the matrix of weights [S, A, O]."""
+        out = copy.copy(self.matrix)  # shares the structure
+        out.data = np.bincount(self.cell, weight.ravel()[self.kept], minlength=len(out.data))
         return out
 
 
@@ -201,6 +197,12 @@ def build(
         support = np.arange(s * a).reshape(s, a)
     else:
         seen = mdp.seen.to(next(iter(theta.values())).device)
-        jacobian = jacrev(lambda t: functional_call(policy, t, (seen,), tie_weights=True).logits)(theta)
-        scores = torch.cat([j.flatten(2) for j in jacobian.values()], 2).double().cpu().numpy()
+        actions = torch.arange(mdp.num_actions, device=seen.device)
+
+        def log_pi(t: dict[str, torch.Tensor]) -> torch.Tensor:
+            distribution = functional_call(policy, t, (seen,), tie_weights=True)
+            return torch.stack([log_prob(distribution, a.expand(len(seen))) for a in actions], 1)
+
+        jacobian = jacrev(log_pi)(theta)
+        scores = torch.cat([j.reshape(*pi.shape, -1) for j in jacobian.values()], 2).double().cpu().numpy()
     return World(mdp, pi, scores, support, num_parameters, v, q, gamma, horizon, horizon if cut is None else cut, at_cut)

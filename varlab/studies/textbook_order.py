@@ -132,9 +132,9 @@ def variances(mdps: int = 300, seed: int = 0) -> pd.DataFrame:
     """
     rows = []
     for number in range(checks.positive_int("mdps", mdps)):
-        draw = Draw.of(seed, number)
+        drawn = Draw.of(seed, number)
         for cell in itertools.product(REWARDS, POLICIES, SCALES):
-            found = exact(*draw.make(*cell), PHI)
+            found = exact(*drawn.make(*cell), PHI)
             rows += [(*cell, number, phi, float(v)) for phi, v in zip(PHI, found.variance, strict=True)]
     return pd.DataFrame(rows, columns=[*CELL, "mdp", "phi", "variance"])
 
@@ -243,7 +243,7 @@ def caption(summary: pd.DataFrame, seed: int, command: str) -> str:
         f"{STATES} states, {ACTIONS} actions, {HORIZON} steps, γ = 1, n = {n} MDPs per panel, seed {seed}. Transitions and first "
         "states are uniform on the simplex, r(s, a, s') has the law named at the left, every logit has mean 0 and the standard "
         f"deviation named above; the policy is a softmax table or has {FEATURES} features shared by all states and actions. "
-        "Panels share their draws and differ in these laws alone. The axis is linear up to 1 % and logarithmic beyond; bars are 95 % Clopper–Pearson "
-        "intervals of the share.\n\n"
+        "Panels share their draws and differ in these laws alone. The axis is linear up to 1 % and logarithmic beyond; bars are "
+        "95 % Clopper–Pearson intervals of the share.\n\n"
         f"Command: `{command}`\n"
     )

@@ -1,0 +1,95 @@
+"""Mean and variance of an estimator as finite sums over every trajectory of a tiny world.
+
+The per-trajectory gradients come from the code that measurements use (scores and estimators); probabilities come from the
+outcome lists and the policy's own distribution. No recursion over states occurs here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from finite_worlds import enumerate_paths
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+from varlab import policies, scores
+from varlab.envs.base import Environment
+from varlab.estimators import Batch, Estimator, weight
+from varlab.types import Trajectories, Values
+
+
+class Temperature(nn.Module):
+    """A user's policy: parameters out of alphabetical order, of dimensions 0 and 2, one frozen, one used twice."""
+
+    def __init__(self, num_states: int, num_actions: int) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(3)
+        self.zeta = nn.Parameter(torch.randn(num_states, num_actions, generator=draw, dtype=torch.float64))
+        self.cool = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
+        self.shift = nn.Parameter(torch.randn(num_actions, generator=draw, dtype=torch.float64), requires_grad=False)
+
+    def forward(self, obs: Tensor) -> Categorical:
+        return Categorical(logits=self.cool * self.zeta[obs] + (self.cool**2 - 1) * self.shift)
+
+
+def every_trajectory(env: Environment, policy: nn.Module, cut: int | None = None) -> tuple[Trajectories, Tensor]:
+    """Every trajectory of at most ``cut`` steps, and P(τ | θ) [N]."""
+    paths = enumerate_paths(env.finite, env.horizon, cut)
+    traj = paths.traj
+    if env.finite.observations is not None:
+        seen = env.finite.observations
+        traj = replace(traj, obs=seen[traj.state], last_obs=seen[traj.last_state])
+    with torch.no_grad():
+        step = policies.log_prob(policy(traj.obs), traj.action)
+    chosen = torch.zeros(len(traj), dtype=torch.float64).index_add(0, traj.episode, step).exp()
+    assert abs(float(paths.world @ chosen) - 1) < 1e-12
+    return traj, paths.world * chosen
+
+
+def gradients(policy: nn.Module, traj: Trajectories, weights: Tensor) -> Tensor:
+    """g = Σ_t weights_t z_t of every trajectory and Φ, [N, K, P], for weights [M, K]."""
+    score_map = scores.make(policy, traj.obs[:16], traj.action[:16])
+    out = torch.empty(len(traj), weights.shape[1], score_map.num_parameters, dtype=torch.float64)
+    for chunk in traj.chunks(4096):
+        phi = (weights[chunk.rows] * chunk.mask.unsqueeze(-1)).transpose(1, 2).contiguous()
+        out[chunk.index] = score_map.at(traj.obs[chunk.rows], traj.action[chunk.rows]).apply(phi)
+    return out
+
+
+def moments(
+    env: Environment,
+    policy: nn.Module,
+    phi: list[Estimator],
+    source: object,
+    gamma: float = 1.0,
+    discount_weighting: bool = True,
+    cut: int | None = None,
+    at_cut: str = "bootstrap",
+) -> tuple[np.ndarray, np.ndarray]:
+    """E g and diag Cov g, each [K, P]: Σ_τ P(τ) g(τ), then Σ_τ P(τ) (g(τ) − E g)²."""
+    traj, probability = every_trajectory(env, policy, cut)
+    found = Values() if source is None else source(traj, frozenset("vq"))
+    batch = Batch(traj, found, gamma, at_cut)
+    g = gradients(policy, traj, torch.stack([weight(e, batch, discount_weighting) for e in phi], 1))
+    mean = torch.einsum("n,nkp->kp", probability, g)
+    return mean.numpy(), torch.einsum("n,nkp->kp", probability, (g - mean).square()).numpy()
+
+
+def population_constants(env: Environment, policy: nn.Module, gamma: float) -> tuple[float, Tensor]:
+    """Σ_τ P Σ_t G_t / Σ_τ P T, and [H] its like for every t, by loops over every uncut trajectory."""
+    traj, probability = every_trajectory(env, policy)
+    total, alive = np.zeros(env.horizon), np.zeros(env.horizon)
+    rows = traj.offsets.tolist()
+    for p, first, stop in zip(probability.tolist(), rows[:-1], rows[1:], strict=True):
+        reward = traj.reward[first:stop].tolist()
+        for t in range(stop - first):
+            total[t] += p * sum(gamma ** (u - t) * reward[u] for u in range(t, stop - first))
+            alive[t] += p
+    return total.sum() / alive.sum(), torch.from_numpy(np.divide(total, alive, out=np.zeros_like(total), where=alive > 0))
+
+
+def differences(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """[K] largest difference of each Φ, relative to its largest entry."""
+    return np.abs(found - truth).max(1) / np.maximum(np.abs(truth).max(1), 1e-300)
