@@ -17,6 +17,7 @@ from torch.distributions import Categorical
 import varlab
 from varlab import envs, policies, storage
 from varlab.checks import InputError
+from varlab.envs import lqg
 from varlab.estimators import AT_CUT, Baseline, Batch, make, parse, weight
 from varlab.experiment import plan
 from varlab.rng import Streams
@@ -579,7 +580,7 @@ def test_settings_are_refused_before_anything_is_sampled(settings, message):
 @pytest.mark.parametrize("what", ("values", "reference"))
 def test_exact_on_a_world_without_outcomes(what):
     env = envs.make("CartPole-v1")
-    with pytest.raises(InputError, match=rf"finite MDP was expected for {what}=exact, but CartPole-v1 has no outcome lists"):
+    with pytest.raises(InputError, match=rf"finite MDP, .* was expected for {what}=exact, but CartPole-v1"):
         varlab.measure(env, policies.make("linear", env), n=50, **{what: "exact"})
 
 
@@ -710,3 +711,22 @@ def test_bias_sq_and_mse_are_the_pair_sums_over_blocks(reference):
 def test_a_users_baseline_is_unbiased_and_named():
     made = measure(phi=("total_return", Baseline(lambda obs, t: obs - 0.3 * t.double(), called="mine")), n=2000)
     assert made.summary["phi"].tolist() == ["total_return", "mine"] and made.summary["bias_p_value"][1] > 0.01
+
+
+def test_a_linear_system_gets_exact_values_reference_and_variance():
+    env = lqg.random_system(6, seed=3, state_dim=2, action_dim=1)
+    policy = policies.make("linear", env, theta_seed=1)
+    phi = ["total_return", "reward_to_go", "value_baseline", "gae(lam=0.9)"]
+    result = varlab.measure(env, policy, phi, n=4000, seed=2, dtype="float64")
+    rows, known = result.summary, varlab.exact(env, policy, phi)
+    assert set(rows.reference_kind) == {"exact"} and set(rows.values_source) == {"none", "exact"}
+    np.testing.assert_allclose(rows.exact_variance, known.variance, rtol=1e-10)
+    np.testing.assert_allclose(result.references["J_1"].grad, known.gradient, rtol=1e-10)
+    assert (rows.exact_bias_sq < 1e-20 * (known.gradient**2).sum()).all()
+    se = np.log(rows.variance_high / rows.variance_low) / (2 * 2.01)
+    assert (np.abs(np.log(rows.variance / rows.exact_variance)) < 3.5 * se).all() and (rows.bias_p_value > 1e-3).all()
+    few = {"n": 50, "pilot": 50, "n_reference": 50, "critic": SMALL["critic"]}
+    other = varlab.measure(env, policies.make("mlp", env, hidden=[3]), phi, **few)
+    assert other.summary.exact_variance.isna().all() and set(other.summary.reference_kind) == {"value_baseline"}
+    ended = varlab.measure(envs.with_termination(env, 0.8), policy, phi, **few)  # another world: no oracle may speak for it
+    assert ended.summary.exact_variance.isna().all() and set(ended.summary.reference_kind) == {"value_baseline"}

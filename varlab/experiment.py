@@ -17,7 +17,7 @@ from varlab.analysis.moments import Block, collect, keep_per_parameter
 from varlab.analysis.statistics import summarise
 from varlab.envs.base import Environment
 from varlab.estimators.base import Batch, Estimator
-from varlab.oracles.exact import ExactRow, exact_row, operations, world_of
+from varlab.oracles.rows import exact_rows
 from varlab.plans import BLOCKS, Plan, plan
 from varlab.preparation import Pilot, Preparation, Progress
 from varlab.rng import Streams, numpy_generator
@@ -25,9 +25,6 @@ from varlab.rollout import parts
 from varlab.summary import frame, notes
 from varlab.types import Layout, Moments, Reference, Trajectories, Values
 from varlab.values.critic import Critic
-
-#: Multiplications that exact variances may take without being asked for: about ten seconds.
-EXACT_OPERATIONS = 10**9
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +137,11 @@ def run(
     for i, (name, reference) in enumerate(references.items()):
         generator = numpy_generator(Streams(job.seed).sequence("bootstrap", i))
         statistics[name] = summarise(moments, reference, batch_size=batch_size, rng=generator, draws=draws)
-    truth, sentence = _exact(job)
+    options = planned.options
+    truth, sentence = exact_rows(
+        job.env, job.double_policy().cpu(), job.phi, job.source, gamma=job.gamma, wanted=options["exact"],
+        **{name: options[name] for name in ("discount_weighting", "cut", "at_cut")},
+    )  # fmt: skip
     sentences += [sentence] if sentence else []
     return Result(
         summary=frame(planned, moments, references, statistics, truth, job.value_sources(), job.value_steps()),
@@ -182,24 +183,6 @@ def _rollout(job: Preparation, pilot: Pilot, references: Mapping[str, Reference]
     moments = collect(blocks, labels, comparator=comparator)
     job.steps["rollout"] = int(moments.steps.sum())
     return moments, [sentence] if sentence else []
-
-
-def _exact(job: Preparation) -> tuple[list[ExactRow | None], str]:
-    """Exact mean and variance of every Φ that has an oracle, or None; and a sentence if they were left out for their cost."""
-    options, choices = job.options, len(job.phi)
-    nothing: list[ExactRow | None] = [None] * choices
-    tabular = job.source is None or hasattr(job.source, "table")
-    if job.env.finite is None or not tabular or options["exact"] is False:
-        return nothing, ""
-    cost = operations(job.env, job.scores.num_parameters, choices, options["cut"])
-    if options["exact"] is None and cost > EXACT_OPERATIONS:
-        return nothing, f"exact_variance is empty because it would take {cost:.0e} multiplications; set exact=true to have it."
-    world = world_of(job.env, job.double_policy().cpu(), job.source, job.gamma, options["cut"], options["at_cut"])
-    rows: list[ExactRow | None] = []
-    for e in job.phi:
-        available = e.recursion(world) is not None and all(getattr(world, name) is not None for name in e.needs)
-        rows.append(exact_row(world, e, options["discount_weighting"]) if available else None)
-    return rows, ""
 
 
 def _scalars(

@@ -15,6 +15,7 @@ from varlab.envs.base import Environment
 from varlab.envs.registry import make as make_env
 from varlab.estimators.base import Estimator
 from varlab.types import Reference, Trajectories, Values
+from varlab.values import exact as exact_values
 from varlab.values.critic import CriticSettings
 
 #: Blocks of every measurement: the unit of every interval, whatever n.
@@ -98,9 +99,10 @@ def plan(
     if isinstance(reference, str):
         checks.one_of("reference", reference, ("auto", "exact", "sampled"))
     for what, given in (("values", values), ("reference", reference)):
-        if isinstance(given, str) and given == "exact" and env.finite is None:
+        if isinstance(given, str) and given == "exact" and not exact_values.applies(env, policy):
             raise checks.InputError(
-                f"A finite MDP was expected for {what}=exact, but {env.name} has no outcome lists; use {what}=auto."
+                f"A finite MDP, or a linear system with a linear policy, was expected for {what}=exact, but {env.name} with "
+                f"{type(policy).__name__} is neither; use {what}=auto."
             )
     default = ("J_1",) if gamma == 1.0 else ("J_gamma",)
     names = tuple(dict.fromkeys([objectives] if isinstance(objectives, str) else objectives or default))

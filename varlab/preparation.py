@@ -21,6 +21,7 @@ from varlab.rng import Streams
 from varlab.rollout import parts
 from varlab.scores.base import BatchScores
 from varlab.types import Chunk, Layout, Reference, Trajectories, Values
+from varlab.values import exact as exact_values
 from varlab.values.critic import Critic
 
 #: Environment steps that one simulation part should hold: enough for wide batches, little enough to stay small in memory.
@@ -118,8 +119,8 @@ class Preparation:
     def _values(self, gamma: float, seed: int) -> ValueSource:
         """The source of values for discount γ: exact, or critics fitted on the stream of ``seed``."""
         wanted = self.options["values"] if isinstance(self.options["values"], str) else "auto"
-        if wanted == "exact" or (wanted == "auto" and self.env.finite is not None):
-            return values.ExactValues.of(self.env.finite, self.double_policy(), gamma, self.env.horizon).to(self.device)
+        if wanted == "exact" or (wanted == "auto" and exact_values.applies(self.env, self.policy)):
+            return exact_values.source(self.env, self.double_policy(), gamma, self.device)
         if (seed, gamma) not in self.critics:
             traj = self._critic_stream(seed)
             target = Batch(traj, Values(), gamma).reward_to_go
@@ -191,7 +192,7 @@ class Preparation:
 
     def _reference_is_exact(self) -> bool:
         wanted = self.options["reference"]
-        return wanted == "exact" or (wanted == "auto" and self.env.finite is not None)
+        return wanted == "exact" or (wanted == "auto" and exact_values.applies(self.env, self.policy))
 
     def _objective_gamma(self, objective: str) -> float:
         return 1.0 if objective == "J_1" else self.gamma

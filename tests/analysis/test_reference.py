@@ -16,7 +16,7 @@ from varlab.preparation import Preparation
 from varlab.rng import Streams
 from varlab.rollout import rollout
 from varlab.types import Layout, Reference
-from varlab.values import CriticSettings, FunctionValues
+from varlab.values import CriticSettings, FunctionValues, gradient
 
 DOUBLE, CPU = torch.float64, torch.device("cpu")
 
@@ -211,7 +211,7 @@ def test_an_exact_reference_needs_no_cache():
     cache = CountingCache()
     job, made = prepared(cache=cache, reference="exact")
     assert made.exact and made.n == 0 and made.kind == "exact" and (cache.hits, cache.misses) == (0, 0)
-    grad, j = references.dynamic_programming.gradient(LAKE.finite, policies.make("softmax_table", LAKE).double(), 1.0, 8)
+    grad, j = gradient(LAKE.finite, policies.make("softmax_table", LAKE).double(), 1.0, 8)
     np.testing.assert_allclose(made.grad, grad.numpy(), rtol=1e-14)
     assert made.j == j and "reference" not in job.steps
 

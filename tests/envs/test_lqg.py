@@ -115,7 +115,7 @@ def test_random_termination_and_measuring_work_as_for_any_world():
     lengths = sample(ended, 2000).length
     assert lengths.double().mean() == pytest.approx((1 - 0.7**8) / 0.3, abs=0.2)
     rows = varlab.measure(env, policies.make("linear", env), ["total_return", "reward_to_go"], n=200, seed=1).summary
-    assert (rows.variance > 0).all() and rows.exact_variance.isna().all()
+    assert (rows.variance > 0).all() and (rows.exact_variance > 0).all()
 
 
 @pytest.mark.parametrize(

@@ -21,17 +21,31 @@ from varlab.types import Trajectories, Values
 
 
 class Temperature(nn.Module):
-    """A user's policy: parameters out of alphabetical order, of dimensions 0 and 2, one frozen, one used twice."""
+    """A user's policy: parameters out of alphabetical order, of 0 to 2 dimensions, one used twice and one frozen."""
 
     def __init__(self, num_states: int, num_actions: int) -> None:
         super().__init__()
         draw = torch.Generator().manual_seed(3)
         self.zeta = nn.Parameter(torch.randn(num_states, num_actions, generator=draw, dtype=torch.float64))
         self.cool = nn.Parameter(torch.tensor(0.7, dtype=torch.float64))
-        self.shift = nn.Parameter(torch.randn(num_actions, generator=draw, dtype=torch.float64), requires_grad=False)
+        self.shift = nn.Parameter(torch.randn(num_actions, generator=draw, dtype=torch.float64))
+        self.base = nn.Parameter(torch.randn(num_actions, generator=draw, dtype=torch.float64), requires_grad=False)
 
     def forward(self, obs: Tensor) -> Categorical:
-        return Categorical(logits=self.cool * self.zeta[obs] + (self.cool**2 - 1) * self.shift)
+        return Categorical(logits=self.cool * (self.zeta[obs] + self.base) + self.cool**2 * self.shift)
+
+
+class Masked(nn.Module):
+    """A user's policy that may not take action 1 in state 0; it has fewer parameters than there are pairs (s, a)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.4, -1.1], dtype=torch.float64))
+
+    def forward(self, obs: Tensor) -> Categorical:
+        logits = torch.stack([obs * self.weight[0], obs.double().cos() * self.weight[1]], -1)
+        forbidden = (obs == 0).unsqueeze(-1) & torch.tensor([False, True])
+        return Categorical(logits=logits.masked_fill(forbidden, -torch.inf))
 
 
 def every_trajectory(env: Environment, policy: nn.Module, cut: int | None = None) -> tuple[Trajectories, Tensor]:
@@ -50,7 +64,7 @@ def every_trajectory(env: Environment, policy: nn.Module, cut: int | None = None
 
 def gradients(policy: nn.Module, traj: Trajectories, weights: Tensor) -> Tensor:
     """g = Σ_t weights_t z_t of every trajectory and Φ, [N, K, P], for weights [M, K]."""
-    score_map = scores.make(policy, traj.obs[:16], traj.action[:16])
+    score_map = scores.make(policy, traj.obs[:4], traj.action[:4])
     out = torch.empty(len(traj), weights.shape[1], score_map.num_parameters, dtype=torch.float64)
     for chunk in traj.chunks(4096):
         phi = (weights[chunk.rows] * chunk.mask.unsqueeze(-1)).transpose(1, 2).contiguous()

@@ -15,7 +15,7 @@ from varlab.rng import Streams
 from varlab.rollout import parts
 from varlab.scores.base import ScoreMap
 from varlab.types import Layout, Reference, Trajectories, Values
-from varlab.values import dynamic_programming
+from varlab.values import exact as exact_values
 
 #: Trajectories in one pass of ``apply_sum``, bounded by steps: its products grow with the chunk and its buffers too.
 STEPS_AT_ONCE = 16_384
@@ -24,11 +24,11 @@ ValueSource = Callable[[Trajectories, frozenset[str]], Values]
 
 
 def exact(env: Environment, policy: nn.Module, gamma: float, objective: str, digest: str) -> Reference:
-    """Return the exact gradient of the H-step objective of a finite MDP.
+    """Return the exact gradient of the H-step objective.
 
     Args:
-        env: a world with finite dynamics.
-        policy: a categorical policy on its states, in float64.
+        env: a world for which :func:`varlab.values.exact.applies`.
+        policy: in float64.
         gamma: γ of the objective.
         objective: its name.
         digest: of the settings.
@@ -36,7 +36,7 @@ def exact(env: Environment, policy: nn.Module, gamma: float, objective: str, dig
     Returns:
         A reference without blocks.
     """
-    grad, j = dynamic_programming.gradient(env.finite, policy, gamma, env.horizon)
+    grad, j = exact_values.gradient(env, policy, gamma)
     return Reference(grad.cpu().numpy(), None, None, j, "exact", 0, objective, digest)
 
 

@@ -143,7 +143,7 @@ class TableLogits:
     def add_pairs(self, part: slice, pairing: np.ndarray, moment: np.ndarray) -> None:
         """Add pairs of steps in one state."""
         rows = np.arange(part.stop - part.start)[:, None, None]
-        near = moment.reshape(self.num_states, -1, self.width)[self.world.next_state[part], rows]  # [rows, A, O, A − 1]
+        near = moment.reshape(self.num_states, len(rows), self.width)[self.world.next_state[part], rows]  # [rows, A, O, A − 1]
         self.pairs[part] += np.einsum("sao,saob->sab", pairing[part], near)
 
     def first(self, f: np.ndarray) -> np.ndarray:
@@ -169,7 +169,7 @@ class NetworkLogits(TableLogits):
 
     def add_pairs(self, part: slice, pairing: object, moment: np.ndarray) -> None:
         """Add pairs of steps in any two states."""
-        self.pairs[:, part] += (pairing @ moment).reshape(len(self.pairs), -1, self.width)
+        self.pairs[:, part] += (pairing @ moment).reshape(len(self.pairs), part.stop - part.start, self.width)
 
     def first(self, f: np.ndarray) -> np.ndarray:
         """Return Σ_{s,a} f[s, a] z(s, a)."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from varlab import checks, estimators, policies
 from varlab.envs.base import Environment
+from varlab.envs.lqg import LQG
 from varlab.envs.registry import make as make_env
 from varlab.estimators.base import Estimator
 from varlab.oracles.recursions import total_sum, weighted_sum
@@ -65,8 +66,8 @@ def exact(
     """Return exact mean and variance of the gradient under every Φ.
 
     Args:
-        env: a world with finite dynamics, or the id of one.
-        policy: categorical on its states; evaluated in float64.
+        env: a world with finite dynamics, the id of one, or a linear system (:mod:`varlab.envs.lqg`).
+        policy: categorical on its states, or linear on a linear system; evaluated in float64.
         phi: names or objects; baselines that were not fitted take their population values.
         gamma: discount γ.
         discount_weighting: whether step t is weighted by γ^t.
@@ -82,6 +83,10 @@ def exact(
             be used.
     """
     env = make_env(env) if isinstance(env, str) else env
+    if isinstance(env, LQG) and isinstance(values, str) and cut is None:
+        from varlab.oracles.gaussian import gaussian  # which builds on this file's record
+
+        return gaussian(env, policy, phi, gamma=gamma, discount_weighting=discount_weighting)
     if env.finite is None:
         raise checks.InputError(
             f"A finite MDP was expected for exact moments, but {env.name} has no outcome lists; use varlab.measure."

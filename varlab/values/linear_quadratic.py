@@ -11,7 +11,7 @@ Source: Optimal Control: Linear Quadratic Methods (Anderson and Moore, 1990); th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,10 @@ class QuadraticValues:
         system, horizon = system_of(env)
         with torch.no_grad():
             return evaluate(system, GaussianPolicy.of(policy), gamma, horizon)
+
+    def to(self, device: torch.device) -> QuadraticValues:
+        """Return the same values on ``device``."""
+        return replace(self, **{name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)})
 
     def v(self, state: Tensor, t: Tensor) -> Tensor:
         """Return V_t(s) [m] for states [m, S] at times [m]."""

@@ -1,0 +1,70 @@
+"""Exact mean and variance of the very estimators that a measurement used, for the rows of its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from varlab.envs.base import Environment
+from varlab.estimators.base import Estimator
+from varlab.oracles.exact import ExactRow, exact_row, operations, world_of
+from varlab.oracles.gaussian import PHI, gaussian
+from varlab.policies.base import num_parameters
+from varlab.policies.networks import Linear
+from varlab.values.exact import linear_system
+from varlab.values.linear_quadratic import QuadraticValues
+
+#: Multiplications that may be spent without being asked for: about ten seconds.
+OPERATIONS = 10**9
+
+
+def exact_rows(
+    env: Environment,
+    policy: nn.Module,
+    phi: Sequence[Estimator],
+    source: object | None,
+    *,
+    gamma: float,
+    discount_weighting: bool,
+    cut: int | None,
+    at_cut: str,
+    wanted: bool | None,
+) -> tuple[list[ExactRow | None], str]:
+    """Return what the oracles know of each Φ.
+
+    Args:
+        env: the world.
+        policy: in float64, on the CPU.
+        phi: fitted estimators.
+        source: the values that they looked up, or None.
+        gamma: γ.
+        discount_weighting: whether step t is weighted by γ^t.
+        cut: L, or None for H.
+        at_cut: rule at the cut.
+        wanted: True to compute whatever it takes, False for nothing, None where it takes seconds.
+
+    Returns:
+        One row for each Φ, None where no oracle applies; and a sentence if they were left out for their cost.
+    """
+    nothing: list[ExactRow | None] = [None] * len(phi)
+    tabular = env.finite is not None and (source is None or hasattr(source, "table"))
+    quadratic = linear_system(env) and type(policy) is Linear and cut is None and isinstance(source, QuadraticValues | None)
+    if wanted is False or not (tabular or quadratic):
+        return nothing, ""
+    p = num_parameters(policy)
+    entries = 0 if tabular else env.horizon * (env.system.state_dim + env.system.action_dim)
+    cost = operations(env, p, len(phi), cut) if tabular else env.horizon**2 * entries**2 * p * len(phi)
+    if wanted is None and cost > OPERATIONS:
+        return nothing, f"exact_variance is empty because it would take {cost:.0e} multiplications; set exact=true to have it."
+    if tabular:
+        world = world_of(env, policy, source, gamma, cut, at_cut)
+        known = [e.recursion(world) is not None and all(getattr(world, x) is not None for x in e.needs) for e in phi]
+        return [exact_row(world, e, discount_weighting) if k else None for e, k in zip(phi, known, strict=True)], ""
+    rows = list(nothing)
+    for i, e in enumerate(phi):
+        if e.name in PHI:
+            one = gaussian(env, policy, [e], gamma=gamma, discount_weighting=discount_weighting, values=source)
+            rows[i] = ExactRow(np.asarray(one.mean[0]), np.asarray(one.variance_per_parameter[0]))
+    return rows, ""
