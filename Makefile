@@ -6,10 +6,10 @@ WORKERS ?= 2
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: help reproduce test benchmark lint clean
+.PHONY: help reproduce test test-oracles benchmark lint clean
 
 help:  ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PYTHON=python3.12 chooses the interpreter of a new .venv, WORKERS=4 the number of test processes."
 
 reproduce: $(STAMP)  ## measure CartPole, FrozenLake and CliffWalking, print the tables, draw the figures (resumes where it stopped)
@@ -20,6 +20,9 @@ reproduce: $(STAMP)  ## measure CartPole, FrozenLake and CliffWalking, print the
 
 test: lint  ## check the style, then run every test
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+test-oracles: $(STAMP)  ## compare exact moments with a million trajectories on each of five worlds (a few minutes)
+	$(PY) -m pytest tests/slow
 
 benchmark: $(STAMP)  ## print the speed of varlab against its peers, as ratios
 	$(PY) scripts/benchmark.py
