@@ -16,7 +16,7 @@ from varlab.policies.networks import Linear
 from varlab.values.exact import linear_system
 from varlab.values.linear_quadratic import QuadraticValues
 
-#: Multiplications that may be spent without being asked for: about ten seconds.
+#: Multiplications that may be spent without being asked for: about a second.
 OPERATIONS = 10**9
 
 

@@ -104,8 +104,6 @@ class World:
         v, _ = evaluate(self.mdp, pi, self.gamma, self.horizon)
         return (self.visits * v[:-1].numpy()).sum(1), self.visits.sum(1)
 
-    # Expectations over action and outcome.
-
     @cached_property
     def chosen(self) -> np.ndarray:
         """[S, A, O] π(a | s) p_o (1 − end_o)."""
