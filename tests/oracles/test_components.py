@@ -191,3 +191,9 @@ def test_bad_input_is_one_sentence():
     for wrong, said in ((NoRecursion(), "has none"), (Window(), "has a window")):
         with pytest.raises(InputError, match=said):
             components(world.env, world.policy, wrong)
+
+
+def test_values_named_otherwise_are_refused():
+    env = envs.make("FrozenLake-v1", horizon=3)
+    with pytest.raises(InputError, match="No source of values is called 'critic'"):
+        components(env, policies.make("softmax_table", env), "gae", values="critic")

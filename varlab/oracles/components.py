@@ -27,7 +27,7 @@ from varlab.envs.base import Environment
 from varlab.envs.registry import make as make_env
 from varlab.estimators.base import Estimator
 from varlab.estimators.recursion import Recursion
-from varlab.oracles.exact import world_of
+from varlab.oracles.exact import recursion_of, world_of
 from varlab.oracles.world import World
 from varlab.types import Trajectories, Values
 from varlab.values.dynamic_programming import ExactValues
@@ -100,6 +100,8 @@ def components(
         InputError: for a world without finite dynamics, more than one Φ, or a Φ that the recursion does not cover.
     """
     env = make_env(env) if isinstance(env, str) else env
+    if isinstance(values, str):
+        checks.one_of("source of values", values, ("exact",))
     if env.finite is None:
         raise checks.InputError(
             f"A finite MDP was expected for exact components, but {env.name} has no outcome lists; estimate them by sampling."
@@ -124,21 +126,8 @@ def components_of(world: World, estimator: Estimator, discount_weighting: bool) 
 
     Returns:
         The components.
-
-    Raises:
-        InputError: if the estimator has no recursion, a total with a window, or needs values that are not there.
     """
-    recursion = estimator.recursion(world)
-    if recursion is None or (recursion.total and recursion.window is not None):
-        raise checks.InputError(
-            f"A Φ with a recursion over states was expected for exact components, but {estimator.label} has "
-            f"{'none' if recursion is None else 'a window over the whole return'}; estimate them by sampling."
-        )
-    for name in estimator.needs:
-        if getattr(world, name) is None:
-            raise checks.InputError(
-                f"Values {name} were expected for {estimator.label}, but the source gives none; pass {name} too."
-            )
+    recursion = recursion_of(world, estimator)
     kappa = world.gamma if discount_weighting and estimator.weighted else 1.0
     steps = world.cut
     weight = kappa ** np.arange(steps)

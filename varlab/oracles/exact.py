@@ -14,6 +14,7 @@ from varlab.envs.base import Environment
 from varlab.envs.lqg import LQG
 from varlab.envs.registry import make as make_env
 from varlab.estimators.base import Estimator
+from varlab.estimators.recursion import Recursion
 from varlab.oracles.recursions import total_sum, weighted_sum
 from varlab.oracles.world import World, build
 from varlab.types import Trajectories, Values
@@ -83,6 +84,8 @@ def exact(
             be used.
     """
     env = make_env(env) if isinstance(env, str) else env
+    if isinstance(values, str):
+        checks.one_of("source of values", values, ("exact",))
     if isinstance(env, LQG) and isinstance(values, str) and cut is None:
         from varlab.oracles.gaussian import gaussian  # which builds on this file's record
 
@@ -95,11 +98,7 @@ def exact(
     checks.in_range("gamma", gamma, 0.0, 1.0)
     checks.one_of("rule at_cut", at_cut, estimators.AT_CUT)
     double = policies.prepare(policy, torch.float64, torch.device("cpu"))
-    if isinstance(values, str):
-        checks.one_of("source of values", values, ("exact",))
-        source = ExactValues.of(env.finite, double, gamma, env.horizon)
-    else:
-        source = values
+    source = ExactValues.of(env.finite, double, gamma, env.horizon) if isinstance(values, str) else values
     world = world_of(env, double, source, gamma, cut, at_cut)
     rows = [exact_row(world, e, discount_weighting) for e in chosen]
     grad, j = gradient(env.finite, double, gamma, env.horizon)
@@ -171,19 +170,18 @@ class ExactRow:
     variance_per_parameter: np.ndarray
 
 
-def exact_row(world: World, estimator: Estimator, discount_weighting: bool) -> ExactRow:
-    """Return exact mean and variance of one estimator.
+def recursion_of(world: World, estimator: Estimator) -> Recursion:
+    """Return the recursion of an estimator whose values are all there.
 
     Args:
         world: dynamics, policy and values.
         estimator: the choice of Φ.
-        discount_weighting: w_t = γ^t if true, 1 if false.
 
     Returns:
-        Its moments.
+        Its recursion.
 
     Raises:
-        InputError: if the estimator has no recursion, or needs values that are not there.
+        InputError: if it has none that the oracles cover, or needs values that are not there.
     """
     recursion = estimator.recursion(world)
     if recursion is None or (recursion.total and recursion.window is not None):
@@ -196,6 +194,21 @@ def exact_row(world: World, estimator: Estimator, discount_weighting: bool) -> E
             raise checks.InputError(
                 f"Values {name} were expected for {estimator.label}, but the source gives none; pass {name} too."
             )
+    return recursion
+
+
+def exact_row(world: World, estimator: Estimator, discount_weighting: bool) -> ExactRow:
+    """Return exact mean and variance of one estimator.
+
+    Args:
+        world: dynamics, policy and values.
+        estimator: the choice of Φ.
+        discount_weighting: w_t = γ^t if true, 1 if false.
+
+    Returns:
+        Its moments.
+    """
+    recursion = recursion_of(world, estimator)
     if recursion.total:
         first, second = total_sum(world, recursion)
     else:
