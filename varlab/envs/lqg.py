@@ -246,7 +246,7 @@ def random_system(
     """
     s, d = checks.positive_int("state_dim", state_dim), checks.positive_int("action_dim", action_dim)
     radius = checks.in_range("spectral_radius", spectral_radius, 0.0, np.inf)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(checks.positive_int("seed", seed, least=0))
     a, b = generator.standard_normal((s, s)), generator.standard_normal((s, d)) / np.sqrt(s)
     a *= radius / np.abs(np.linalg.eigvals(a)).max()
     eye = torch.eye(s, dtype=torch.float64)

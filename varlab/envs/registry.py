@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
 
 from varlab import checks
-from varlab.envs import toy_text
+from varlab.envs import toy_text, worlds
 from varlab.envs.base import Environment
 from varlab.envs.finite import FiniteSimulator
 from varlab.envs.geometric import with_termination
@@ -21,11 +22,11 @@ EPISODES_AT_ONCE = 256
 def make(env_id: str, horizon: int | None = None, continuation: float = 1.0, **kwargs: object) -> Environment:
     """Return the world with a Gymnasium id, its own time limit replaced by ``horizon``.
 
-    Toy-text environments become finite MDPs simulated as tensors, CartPole uses Gymnasium's vectorised implementation, and
-    every other id runs one instance per episode.
+    varlab's own worlds (``varlab/PointMass-v0`` and the others of :mod:`varlab.envs.worlds`) and toy-text environments are
+    simulated as tensors, CartPole uses Gymnasium's vectorised implementation, and every other id runs one instance per episode.
 
     Args:
-        env_id: Gymnasium id, such as ``CartPole-v1``.
+        env_id: Gymnasium id, such as ``CartPole-v1`` or ``varlab/PointMass-v0``.
         horizon: H in steps; the environment's registered limit if None.
         continuation: probability γ of going on after each step; below 1 the undiscounted objective of the world stands for the
             infinite-horizon discounted one (:func:`~varlab.envs.geometric.with_termination`).
@@ -40,8 +41,8 @@ def make(env_id: str, horizon: int | None = None, continuation: float = 1.0, **k
     try:
         spec = gymnasium.spec(env_id)
     except gymnasium.error.Error as error:
-        # Ids with a namespace (phys2d/…) and old versions only clutter the suggestions.
-        known = [s.id for s in gymnasium.registry.values() if s.namespace is None]
+        # Ids with another namespace (phys2d/…) and old versions only clutter the suggestions.
+        known = [s.id for s in gymnasium.registry.values() if s.namespace in (None, worlds.NAMESPACE)]
         raise checks.InputError(
             f"No environment is called '{env_id}'; the nearest ids are {checks.nearest(env_id, known)}."
         ) from error
@@ -55,13 +56,15 @@ def make(env_id: str, horizon: int | None = None, continuation: float = 1.0, **k
     horizon = checks.positive_int("horizon", horizon)
     try:
         probe = make_unlimited(env_id, **kwargs)
-    except (TypeError, ValueError, LookupError, AssertionError, gymnasium.error.Error, ImportError) as error:
+    except checks.InputError:
+        raise  # a sentence already
+    except (TypeError, ValueError, ArithmeticError, LookupError, AssertionError, gymnasium.error.Error, ImportError) as error:
         reason = str(error).strip() or type(error).__name__
         raise checks.InputError(
             f"{env_id} could not be made with {kwargs}: {reason}; change its arguments or install what it names."
         ) from error
     observation_space, action_space = probe.observation_space, probe.action_space
-    mdp = toy_text.finite_mdp(probe)
+    mdp, world = toy_text.finite_mdp(probe), worlds.world_of(probe)
     probe.close()
     common = {
         "name": env_id,
@@ -70,7 +73,9 @@ def make(env_id: str, horizon: int | None = None, continuation: float = 1.0, **k
         "action_space": action_space,
         "identity": {"id": env_id, "kwargs": kwargs},
     }
-    if mdp is not None:
+    if world is not None:
+        env = replace(world, name=env_id, horizon=horizon)
+    elif mdp is not None:
         env = Environment(make_simulator=lambda device: FiniteSimulator(mdp, device), part_size=4096, finite=mdp, **common)
     elif env_id in ("CartPole-v0", "CartPole-v1") and set(kwargs) <= {"sutton_barto_reward"}:
         env = Environment(make_simulator=lambda device: CartPoleSimulator(device, **kwargs), part_size=8192, **common)

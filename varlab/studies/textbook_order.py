@@ -22,6 +22,7 @@ from varlab.analysis import captions, marks, tables
 from varlab.analysis import style as styles
 from varlab.envs.base import Environment
 from varlab.envs.finite import FiniteMDP, environment
+from varlab.envs.random_mdp import random_mdp
 from varlab.oracles.exact import exact
 from varlab.policies.base import categorical
 from varlab.policies.networks import SoftmaxTable
@@ -84,13 +85,13 @@ class Draw:
     def of(cls, seed: int, number: int) -> Draw:
         """Draw MDP ``number`` of a root seed: dynamics from its rollout stream, the policy from its θ stream."""
         world, policy = (numpy_generator(Streams(seed).sequence(name, number)) for name in ("rollout", "theta"))
-        shape = (STATES, ACTIONS, STATES)
+        mdp = random_mdp(world, states=STATES, actions=ACTIONS, ending=0.0, rewards="uniform")
         return cls(
-            world.dirichlet(np.ones(STATES), size=(STATES, ACTIONS)),
-            world.dirichlet(np.ones(STATES)),
-            world.random(shape),
-            policy.standard_normal(shape[:2]),
-            policy.standard_normal((*shape[:2], FEATURES)),
+            mdp.probability.numpy(),
+            mdp.initial.numpy(),
+            mdp.reward.numpy(),
+            policy.standard_normal((STATES, ACTIONS)),
+            policy.standard_normal((STATES, ACTIONS, FEATURES)),
             policy.standard_normal(FEATURES),
         )
 
