@@ -30,6 +30,7 @@ def make_moments(per_parameter=True, blocks=4, choices=("total_return", "gae(lam
         block_id=np.arange(blocks), count=np.full(blocks, 10), mean=draw(size=(*shape, size)), trace_m2=draw(size=shape) ** 2,
         m2=draw(size=(*shape, size)) ** 2 if per_parameter else None, cross=draw(size=shape), m4=draw(size=shape) ** 4,
         m2c=draw(size=shape) ** 2, steps=np.full(blocks, 77), names=tuple(choices), comparator=1,
+        low=draw(size=(*shape, size)).astype(np.float32),
     )  # fmt: skip
 
 
@@ -435,7 +436,7 @@ def test_importing_varlab_loads_no_plotting_and_no_hydra():
 def test_an_unknown_public_name_is_an_attribute_error():
     import varlab
 
-    assert varlab.NUMERICS == 1 and varlab.__version__ == "0.1.0"
+    assert varlab.NUMERICS == 2 and varlab.__version__ == "0.1.0"
     with pytest.raises(AttributeError, match="no attribute 'mesure'"):
         varlab.mesure  # noqa: B018
 

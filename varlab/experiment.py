@@ -136,7 +136,10 @@ def run(
     statistics = {}
     for i, (name, reference) in enumerate(references.items()):
         generator = numpy_generator(Streams(job.seed).sequence("bootstrap", i))
-        statistics[name] = summarise(moments, reference, batch_size=batch_size, rng=generator, draws=draws)
+        statistics[name] = summarise(
+            moments, reference, batch_size=batch_size, rng=generator, draws=draws,
+            unbiased=job.proven(name), pilot_kurtosis=pilot.kurtosis.tolist(),
+        )  # fmt: skip
     options = planned.options
     truth, sentence = exact_rows(
         job.env, job.double_policy().cpu(), job.phi, job.source, gamma=job.gamma, wanted=options["exact"],
@@ -173,9 +176,9 @@ def _rollout(job: Preparation, pilot: Pilot, references: Mapping[str, Reference]
     for b, traj in parts(job.env, job.policy, layout, Streams(job.seed), "rollout", cut=options["cut"], device=job.device):
         norm_sq = torch.empty(len(traj), len(labels), dtype=torch.float64, device=job.device)
         dot = norm_sq.new_empty(*norm_sq.shape, len(references))
-        for chunk, scores, phi in job.chunks(traj, job.weights(traj)):
-            norm_sq[chunk.index], dot[chunk.index] = blocks[b].add(scores, phi)
-            job.check_gradient(norm_sq[chunk.index], chunk.index, "trajectory", done)
+        for index, scores, phi in job.chunks(job.terms(traj)):
+            norm_sq[index], dot[index] = blocks[b].add(scores, phi)
+            job.check_gradient(norm_sq[index], index, "trajectory", done)
         blocks[b].steps += traj.steps
         sink(_scalars(traj, b, done, norm_sq, dot, labels, tuple(references), job.gamma))
         done += len(traj)

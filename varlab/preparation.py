@@ -5,22 +5,25 @@ Each stage draws from its own stream of randomness.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from varlab import checks, estimators, policies, scores, storage, values
+from varlab import checks, estimators, policies, scores, storage, terms, values
 from varlab.analysis import reference as references
 from varlab.analysis.moments import Block
 from varlab.estimators.base import Batch, Estimator, weight
+from varlab.estimators.claims import proven
+from varlab.estimators.nodes import NodeEstimator
 from varlab.plans import BLOCKS, Plan
 from varlab.rng import Streams
 from varlab.rollout import parts
 from varlab.scores.base import BatchScores
-from varlab.types import Chunk, Layout, Reference, Trajectories, Values
+from varlab.terms import JoinedScores, Terms
+from varlab.types import Layout, Reference, Trajectories, Values
 from varlab.values import exact as exact_values
 from varlab.values.critic import Critic
 
@@ -28,6 +31,8 @@ from varlab.values.critic import Critic
 STEPS_PER_PART = 400_000
 #: Bytes of per-trajectory gradients worked on at once, so that they stay in cache.
 CHUNK_BYTES = 6 * 2**20
+#: Rows of steps and nodes that values and weights are made for at once.
+ROWS_AT_ONCE = 2**18
 #: Steps of the pilot's first block on which the score map is probed.
 PROBE = 16
 
@@ -42,12 +47,14 @@ class Pilot:
     Attributes:
         center: [K, P] float64 mean gradient of every Φ.
         variance: [K] tr Cov of every Φ.
+        kurtosis: [K] E‖g−c‖⁴/(E‖g−c‖²)².
         reference_variance: objective → tr Cov of the reference's Φ, where its size is to be chosen.
         mean_length: steps of an episode.
     """
 
     center: Tensor
     variance: Tensor
+    kurtosis: Tensor
     reference_variance: Mapping[str, float]
     mean_length: float
 
@@ -72,6 +79,9 @@ class Preparation:
         probe = self._sample("pilot", PROBE, self.seed, block=1)
         count = min(PROBE, probe.steps)
         self.scores = scores.make(self.policy, probe.obs[:count], probe.action[:count], self.env.name)
+        # Nodes have score maps, and so buffers, of their own: their gradients are added to those of the steps.
+        self.nodes = {e.nodes: e.count(self.env) for e in plan.phi if isinstance(e, NodeEstimator)}
+        self.maps = [self.scores, *(type(self.scores)(self.policy) for _ in self.nodes)]
         given = self.options["values"]
         self.source = given if not isinstance(given, str) else self._values(self.gamma, self.critic_seed) if self.need else None
         self.phi = self._fit()
@@ -91,21 +101,21 @@ class Preparation:
         made = [t for _, t in parts(self.env, self.policy, layout, Streams(seed), stream, cut=cut, device=self.device)]
         return Trajectories.join(made)
 
-    def chunks(self, traj: Trajectories, weights: Tensor) -> Iterator[tuple[Chunk, BatchScores, Tensor]]:
-        """Split a part into groups of similar length whose gradients stay in cache.
+    def chunks(self, made: Iterable[tuple[int, list[Terms]]]) -> Iterator[tuple[Tensor, BatchScores | JoinedScores, Tensor]]:
+        """Split the terms of a part into groups of similar length whose gradients stay in cache.
 
         Args:
-            traj: N trajectories.
-            weights: [M, K] w_t Φ_t.
+            made: terms, piece by piece.
 
         Yields:
-            (chunk, its scores, φ [C, K, T]).
+            (index [C] of the trajectories, their scores, φ [C, K, T]).
         """
         itemsize = torch.empty(0, dtype=self.dtype).element_size()
-        size = self.options["chunk"] or CHUNK_BYTES // (itemsize * weights.shape[1] * self.scores.num_parameters)
-        for chunk in traj.chunks(min(512, max(4, size))):
-            phi = (weights[chunk.rows] * chunk.mask.unsqueeze(-1)).transpose(1, 2).to(self.dtype).contiguous()
-            yield chunk, self.scores.at(traj.obs[chunk.rows], traj.action[chunk.rows]), phi
+        for first, of_piece in made:
+            choices = of_piece[0].weights.shape[2]
+            size = self.options["chunk"] or CHUNK_BYTES // (itemsize * choices * self.scores.num_parameters)
+            for index, batch_scores, phi in terms.chunks(of_piece, self.maps, min(512, max(4, size)), self.dtype):
+                yield first + index, batch_scores, phi
 
     # Values and fitted baselines.
 
@@ -151,17 +161,46 @@ class Preparation:
         name = getattr(self.source, "source", "user")
         return [name if e.needs | self.cut_needs else ("critic stream" if e.fits else "none") for e in self.phi]
 
+    def proven(self, objective: str) -> list[bool]:
+        """[K] which Φ are unbiased for an objective by proof."""
+        settings = {name: self.options[name] for name in ("gamma", "discount_weighting", "cut")}
+        sources = self.value_sources()
+        return [proven(e, objective, values_source=s, **settings) for e, s in zip(self.phi, sources, strict=True)]
+
     def value_steps(self) -> list[int]:
         """[K] environment steps that each Φ's values and fitted numbers cost."""
         spent = getattr(self.source, "steps", 0)
         stream = self.critic_streams[self.critic_seed].steps if self.critic_seed in self.critic_streams else 0
         return [max(spent if e.needs | self.cut_needs else 0, stream if e.fits else 0) for e in self.phi]
 
-    def weights(self, traj: Trajectories) -> Tensor:
-        """Return w_t Φ_t [M, K] float64."""
-        found = self.source(traj, self.need) if self.need else Values()
-        batch = Batch(traj, found, self.gamma, self.options["at_cut"])
-        return torch.stack([weight(e, batch, self.options["discount_weighting"]) for e in self.phi], 1)
+    def read(self, traj: Trajectories, asks: frozenset[str]) -> Batch:
+        """Return what a Φ reads: the trajectories and the values asked for."""
+        asks |= self.cut_needs
+        return Batch(traj, self.source(traj, asks) if asks else Values(), self.gamma, self.options["at_cut"])
+
+    def terms(self, traj: Trajectories, objectives: Sequence[str] = ()) -> Iterable[tuple[int, list[Terms]]]:
+        """Return the rows of every Φ: of the whole part at once, or in pieces where nodes make many rows of a step.
+
+        Args:
+            traj: N trajectories.
+            objectives: those for which the Φ of a sampled reference is appended.
+
+        Returns:
+            (first trajectory, terms) of each piece.
+        """
+        if not self.nodes:
+            return [(0, self._terms(traj, objectives))]
+        steps = ROWS_AT_ONCE // (1 + sum(self.nodes.values()))
+        return ((first, self._terms(piece, objectives)) for first, piece in terms.pieces(traj, steps))
+
+    def _terms(self, traj: Trajectories, objectives: Sequence[str]) -> list[Terms]:
+        steps, *nodes = terms.assemble(self.phi, traj, self.policy, self.read, self.options["discount_weighting"])
+        columns, phi = [steps.weights[:, 0]], estimators.make("value_baseline")
+        for name in objectives:
+            gamma = self._objective_gamma(name)
+            batch = Batch(traj, self._reference_source(name)(traj, phi.needs), gamma, "terminal")
+            columns.append(weight(phi, batch, True).unsqueeze(1))
+        return [Terms.of_steps(traj, torch.cat(columns, 1)), *nodes]
 
     # Pilot and reference.
 
@@ -170,25 +209,23 @@ class Preparation:
         n = self.options["pilot"]
         traj = self._sample("pilot", n, self.seed)
         self.steps["pilot"] = traj.steps
-        columns = [self.weights(traj)]
         sized = isinstance(self.options["reference"], Reference) or self._reference_is_exact() or self.options["n_reference"]
         sampled = [] if sized else self.options["objectives"]
-        for name in sampled:
-            phi, gamma = estimators.make("value_baseline"), self._objective_gamma(name)
-            batch = Batch(traj, self._reference_source(name)(traj, phi.needs), gamma, "terminal")
-            columns.append(weight(phi, batch, True).unsqueeze(1))
-        weights = torch.cat(columns, 1)
         k = len(self.phi)
-        center = references.summed(self.scores, traj, weights, self.dtype) / n
+        made = self.terms(traj, sampled)
+        total = [terms.summed(of_piece, self.scores, self.dtype, references.STEPS_AT_ONCE) for _, of_piece in made]
+        center = sum(total) / n
         # One bad trajectory must not spoil the centre of all, or it could not be named.
         center = torch.where(torch.isfinite(center), center, 0.0)
         block = Block(center, center[:0], 0, per_parameter=False)
-        for chunk, batch_scores, phi in self.chunks(traj, weights):
+        # In pieces they are made once more: all at once they would not fit into memory.
+        for index, batch_scores, phi in self.chunks(self.terms(traj, sampled) if self.nodes else made):
             norm_sq, _ = block.add(batch_scores, phi)
-            self.check_gradient(norm_sq[:, :k], chunk.index, "pilot trajectory")
+            self.check_gradient(norm_sq[:, :k], index, "pilot trajectory")
         variance = block.norm_sq / (n - 1)
         reference_variance = {name: float(variance[k + i]) for i, name in enumerate(sampled)}
-        return Pilot(center[:k], variance[:k], reference_variance, traj.steps / n)
+        kurtosis = n * block.fourth / block.norm_sq**2
+        return Pilot(center[:k], variance[:k], kurtosis[:k], reference_variance, traj.steps / n)
 
     def _reference_is_exact(self) -> bool:
         wanted = self.options["reference"]

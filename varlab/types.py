@@ -19,6 +19,14 @@ from varlab import checks
 
 
 @dataclass(frozen=True)
+class Nodes:
+    """J actions at each of M steps: ``action`` [M, J, ...] with ``weight`` p_tj [M, J], Σ_j p_tj f(s_t, a_tj) = E_a f(s_t, a)."""
+
+    action: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
 class Trajectories:
     """N episodes, stored flat: the steps of episode i are rows ``offsets[i]:offsets[i + 1]``.
 
@@ -34,6 +42,7 @@ class Trajectories:
         state: [M] int64 index of the state in a finite MDP, else None.
         last_state: [N] int64, or None.
         env: the name used in messages.
+        nodes: further actions at every step, where an estimator asks for them, else None.
     """
 
     obs: Tensor
@@ -47,6 +56,7 @@ class Trajectories:
     state: Tensor | None = None
     last_state: Tensor | None = None
     env: str = "environment"
+    nodes: Nodes | None = None
 
     def __len__(self) -> int:
         """Return the number of trajectories N."""
@@ -97,12 +107,8 @@ class Trajectories:
             Chunk: index [C] into the episodes and rows [C, T] into the flat arrays; rows after an episode's end repeat
             its last row, with mask False.
         """
-        order = torch.argsort(self.length, descending=True, stable=True)
-        for index in order.split(size):
-            length = self.length[index]
-            t = torch.arange(int(length[0]), device=length.device)
-            rows = self.offsets[index, None] + torch.minimum(t, length[:, None] - 1)
-            yield Chunk(index=index, rows=rows, mask=t < length[:, None])
+        for index in torch.argsort(self.length, descending=True, stable=True).split(size):
+            yield Chunk.of(self.offsets, index)
 
     @staticmethod
     def join(made: Sequence[Trajectories]) -> Trajectories:
@@ -117,12 +123,13 @@ class Trajectories:
         names = ("obs", "action", "reward", "terminated", "truncated", "last_obs", "state", "last_state")
         length = torch.cat([t.length for t in made])
         offsets = torch.cat([length.new_zeros(1), length.cumsum(0)])
-        return replace(first, offsets=offsets, **{name: cat(name) for name in names})
+        return replace(first, offsets=offsets, nodes=None, **{name: cat(name) for name in names})
 
     def to(self, device: torch.device | str) -> Trajectories:
         """Return the same record with every tensor on ``device``."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor) and k in self.__dataclass_fields__}
-        return replace(self, **moved)
+        nodes = self.nodes and Nodes(self.nodes.action.to(device), self.nodes.weight.to(device))
+        return replace(self, nodes=nodes, **moved)
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,13 @@ class Chunk:
     index: Tensor
     rows: Tensor
     mask: Tensor
+
+    @classmethod
+    def of(cls, offsets: Tensor, index: Tensor) -> Chunk:
+        """Pad the flat rows offsets[i]:offsets[i + 1] of every i in ``index``; rows after an end repeat the last one."""
+        first, length = offsets[index, None], (offsets[index + 1] - offsets[index])[:, None]
+        t = torch.arange(int(length.max()), device=length.device)
+        return cls(index=index, rows=first + torch.minimum(t, length - 1), mask=t < length)
 
 
 @dataclass(frozen=True)
@@ -143,6 +157,7 @@ class Values:
         v_last: [N] float64, V_T(s_T) at the observation after the last step, before any rule of termination or cut.
         v_stale: [N] float64, V_T(s_{T−1}): the value looked up in the wrong state, for ``at_cut=wrong_state``.
         q: [M] float64, Q_t(s_t, a_t), or None.
+        q_nodes: [M, J] float64, Q_t(s_t, a_tj) at the trajectories' nodes, or None.
         source: ``exact``, ``critic:<digest>`` or a user's name.
         steps: environment steps spent to obtain them.
     """
@@ -151,6 +166,7 @@ class Values:
     v_last: Tensor | None = None
     v_stale: Tensor | None = None
     q: Tensor | None = None
+    q_nodes: Tensor | None = None
     source: str = "none"
     steps: int = 0
 
@@ -170,6 +186,8 @@ class Moments:
         steps: [B] int64 environment steps.
         names: the K choices.
         comparator: index of the comparator among the K.
+        low: [B, K, P] float32, what float64 left out of ``mean``: mean + low keeps the digits of the spread where a mean is
+            many spreads from 0. None: nothing.
     """
 
     block_id: np.ndarray
@@ -183,6 +201,7 @@ class Moments:
     steps: np.ndarray
     names: tuple[str, ...]
     comparator: int = 0
+    low: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -220,14 +239,15 @@ class Moments:
         def join(a: np.ndarray, b: np.ndarray) -> np.ndarray:
             return np.concatenate([a, b])[order]
 
-        both = self.m2 is not None and other.m2 is not None
+        def join_if_both(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+            return None if a is None or b is None else join(a, b)
+
+        always = ("count", "mean", "trace_m2", "cross", "m4", "m2c", "steps")
         return replace(
             self,
             block_id=block_id[order],
-            m2=join(self.m2, other.m2) if both else None,
-            **{
-                k: join(getattr(self, k), getattr(other, k)) for k in ("count", "mean", "trace_m2", "cross", "m4", "m2c", "steps")
-            },
+            **{k: join(getattr(self, k), getattr(other, k)) for k in always},
+            **{k: join_if_both(getattr(self, k), getattr(other, k)) for k in ("m2", "low")},
         )
 
 
@@ -275,13 +295,6 @@ class Simulator(Protocol):
 
     def keep(self, alive: Tensor) -> None:
         """Drop the episodes where ``alive`` [n] is False."""
-
-
-@runtime_checkable
-class Finite(Protocol):
-    """A world whose dynamics are a finite list of outcomes (see :class:`varlab.envs.finite.FiniteMDP`)."""
-
-    outcomes: object
 
 
 @dataclass(frozen=True)

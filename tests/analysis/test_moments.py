@@ -213,8 +213,8 @@ def test_blocks_pool_to_the_moments_of_all():
 
 @pytest.mark.parametrize(
     ("limit", "wanted", "kept"),
-    [(2 * 50 * 3 * 10 * 8, True, True), (2 * 50 * 3 * 10 * 8 - 1, True, False), (50 * 3 * 10 * 8, True, False),
-     (50 * 3 * 10 * 8, False, False), (10**9, False, False)],
+    [(50 * 3 * 10 * 20, True, True), (50 * 3 * 10 * 20 - 1, True, False), (50 * 3 * 10 * 12, True, False),
+     (50 * 3 * 10 * 12, False, False), (10**9, False, False)],
 )  # fmt: skip
 def test_memory_limit_drops_moments_per_parameter_and_says_so(limit, wanted, kept):
     found, sentence = keep_per_parameter(50, 3, 10, limit, wanted)
@@ -224,5 +224,5 @@ def test_memory_limit_drops_moments_per_parameter_and_says_so(limit, wanted, kep
 
 
 def test_block_means_that_do_not_fit_are_refused():
-    with pytest.raises(InputError, match=r"50 blocks × 3 Φ × 10 parameters take 12000; raise memory_limit"):
-        keep_per_parameter(50, 3, 10, 11_999, False)
+    with pytest.raises(InputError, match=r"50 blocks × 3 Φ × 10 parameters take 18000; raise memory_limit"):
+        keep_per_parameter(50, 3, 10, 17_999, False)

@@ -4,14 +4,17 @@ The world pays at every step, has outcomes that differ in reward alone, and epis
 through Σ_τ P(τ | θ) R_γ(τ), which knows neither scores nor Φ.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
-from finite_worlds import enumerate_paths, random_logits, random_mdp
+from finite_worlds import Enumeration, enumerate_paths, random_logits, random_mdp
 
 from varlab import envs, estimators, policies, values
 from varlab.estimators import REGISTRY, Baseline, Batch, make, weight
 from varlab.rng import Streams
 from varlab.rollout import rollout
+from varlab.terms import assemble
 from varlab.types import Values
 from varlab.values import FunctionValues
 
@@ -24,6 +27,24 @@ ARGUMENTS = {"n_step": [{"k": 1}, {"k": 2}, {"k": 3}], "gae": [{"lam": 0.0}, {"l
 def members():
     registered = [make(name, **arguments) for name in REGISTRY for arguments in ARGUMENTS.get(name, [{}])]
     return [*registered, Baseline(lambda obs, t: 3.0 * obs - t**2, called="user baseline")]
+
+
+def nothing(traj, need):
+    return Values()
+
+
+def path_gradients(paths, logits, policy, estimator, source, gamma, discount_weighting=True, at_cut="bootstrap"):
+    """g of every path, [N, P]: the rows that a measurement adds up, steps and nodes, with scores in closed form."""
+
+    def read(traj, asks):
+        return Batch(traj, source(traj, asks | BOTH), gamma, at_cut)
+
+    g = torch.zeros(len(paths.traj), logits.numel(), dtype=torch.float64)
+    for terms in assemble([estimator], paths.traj, policy, read, discount_weighting):
+        for j in range(terms.action.shape[1]):
+            taken = Enumeration(replace(paths.traj, action=terms.action[:, j]), paths.world)
+            g += taken.gradients(logits, terms.weights[:, j, 0])
+    return g
 
 
 class World:
@@ -45,17 +66,17 @@ class World:
         table = torch.Generator().manual_seed(seed)
         v = 3 * torch.randn(HORIZON + 1, 3, generator=table, dtype=torch.float64)
         q = 3 * torch.randn(HORIZON, 3, 2, generator=table, dtype=torch.float64)
-        self.wrong = FunctionValues(v=lambda s, t: v[t, s], q=lambda s, a, t: q[t, s, a])(self.paths.traj, BOTH)
+        self.wrong = FunctionValues(v=lambda s, t: v[t, s], q=lambda s, a, t: q[t, s, a])
 
     def exact(self, gamma):
-        return values.ExactValues.of(self.mdp, self.policy, gamma, HORIZON)(self.paths.traj, BOTH)
+        return values.ExactValues.of(self.mdp, self.policy, gamma, HORIZON)
 
-    def mean(self, estimator, found, gamma, discount_weighting=True):
+    def mean(self, estimator, source, gamma, discount_weighting=True):
         """E g by summing over every path."""
-        batch = Batch(self.paths.traj, found, gamma)
         fitted = estimator.fit(Batch(self.critic_stream, Values(), gamma))
-        g = self.paths.gradients(self.logits.detach(), weight(fitted, batch, discount_weighting))
-        return self.probability @ g
+        return self.probability @ path_gradients(
+            self.paths, self.logits.detach(), self.policy, fitted, source, gamma, discount_weighting
+        )
 
 
 @pytest.fixture(scope="module", params=(0, 5), ids=lambda s: f"world{s}")
@@ -99,8 +120,8 @@ def test_values_of_another_discount_change_no_mean(world, estimator):
 
 def test_unweighted_family_shares_one_mean_that_total_return_does_not(world):
     """w_t = 1 and γ < 1: one common mean, the gradient of no objective here; total_return keeps ∇J_γ."""
-    found = world.exact(0.9)
-    means = {e.label: world.mean(e, found, 0.9, discount_weighting=False) for e in members()}
+    source = world.exact(0.9)
+    means = {e.label: world.mean(e, source, 0.9, discount_weighting=False) for e in members()}
     common = means["reward_to_go"]
     for label, mean in means.items():
         if label != "total_return":
@@ -117,7 +138,7 @@ def test_unweighted_mean_is_the_theorem_without_its_discount(world):
     _, q = values.evaluate(world.mdp, pi.detach(), 0.9, HORIZON)
     d = values.occupancy(world.mdp, pi.detach(), HORIZON)
     (expected,) = torch.autograd.grad((torch.einsum("ts,tsa->sa", d, q) * pi).sum(), logits)
-    assert distance(world.mean(make("reward_to_go"), Values(), 0.9, False), expected.flatten()) < 1e-12
+    assert distance(world.mean(make("reward_to_go"), nothing, 0.9, False), expected.flatten()) < 1e-12
 
 
 def test_at_gamma_one_the_weighting_does_not_matter(world):
@@ -142,14 +163,15 @@ def test_bootstrapping_at_a_cut_is_unbiased_given_exact_values_and_the_other_rul
     w = gamma ** torch.arange(HORIZON, dtype=torch.float64)
     (expected,) = torch.autograd.grad((torch.einsum("t,ts,tsa->sa", w[:cut], d[:cut], q[:cut]) * pi).sum(), logits)
     probability = paths.probability(logits.detach())
-    found = values.ExactValues.of(world.mdp, world.policy, gamma, HORIZON)(paths.traj, BOTH)
-    names = ("reward_to_go", "total_return", "value_baseline", "q_value", "advantage", "td_residual", "n_step(3)", "gae(0.5)")
+    plain = ("reward_to_go", "total_return", "value_baseline", "td_residual", "n_step(3)", "gae(0.5)")
+    names = (*plain, "q_value", "advantage", "all_action")
     for name in names:
         for rule in estimators.AT_CUT:
-            batch = Batch(paths.traj, found, gamma, rule)
-            mean = probability @ paths.gradients(logits.detach(), weight(estimators.parse(name), batch, True))
-            off = distance(mean, expected.flatten())
-            if rule == "bootstrap" or name in ("q_value", "advantage"):
+            g = path_gradients(
+                paths, logits.detach(), world.policy, estimators.parse(name), world.exact(gamma), gamma, True, rule
+            )
+            off = distance(probability @ g, expected.flatten())
+            if rule == "bootstrap" or name not in plain:
                 assert off < 1e-12, (name, rule)
             else:
                 assert off > 1e-3, (name, rule)

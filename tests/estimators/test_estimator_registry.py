@@ -19,7 +19,8 @@ def test_every_member_says_what_it_is(name):
     assert member.unbiased in CLAIMS
     assert isinstance(cls.formula, str) and cls.formula
     assert re.search(r"\(.+, \d{4}\)$", cls.source), "source: title (authors, year)"
-    assert cls.needs <= {"v", "q"}
+    assert cls.needs <= {"v", "q"} and member.asks <= {"v", "q", "q_nodes"}
+    assert {x.removesuffix("_nodes") for x in member.asks} == member.needs
     assert "Φ_t" in cls.__doc__ and "Source:" in cls.__doc__
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
     assert member == make(name)
@@ -39,7 +40,7 @@ def test_every_phi_of_the_source_text_is_there():
         ("total_return", "always"), ("reward_to_go", "always"), ("constant_baseline", "always"), ("time_baseline", "always"),
         ("value_baseline", "always"), ("gae(lam=1)", "always"), ("gae(lam=0.95)", "given exact values"),
         ("td_residual", "given exact values"), ("n_step", "given exact values"), ("q_value", "given exact values"),
-        ("advantage", "given exact values"),
+        ("advantage", "given exact values"), ("all_action", "given exact values"),
     ],
 )  # fmt: skip
 def test_claims(name, claim):
@@ -60,6 +61,9 @@ def test_claims(name, claim):
         ("n_step(3)", "n_step(k=3)"),
         ("n_step(k=3.0)", "n_step(k=3)"),
         ("n_step", "n_step(k=5)"),
+        ("all_action", "all_action"),
+        ("all_action(nodes=5)", "all_action"),
+        ("all_action(7)", "all_action(nodes=7)"),
     ],
 )
 def test_text_to_label(text, label):
@@ -95,6 +99,8 @@ def test_text_to_label(text, label):
         ("n_step(k=True)", r"k of n_step"),
         ("n_step(k=1e400)", r"k of n_step"),
         ("n_step(k='3')", r"k of n_step"),
+        ("all_action(nodes=2)", r"nodes of all_action must be a whole number of at least 3, but it is 2"),
+        ("all_action(m=3)", r"all_action takes the arguments nodes, but m=3"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(text, message):

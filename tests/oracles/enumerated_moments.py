@@ -72,7 +72,15 @@ def gradients(policy: nn.Module, traj: Trajectories, weights: Tensor) -> Tensor:
     return out
 
 
-def moments(
+def averaged_scores(policy: nn.Module, env: Environment, psi: Tensor) -> Tensor:
+    """∇_θ Σ_a π(a | s) ψ(s, a) of every state by differentiation, [S, P], for ψ [S, A]."""
+    shares = policy(env.finite.seen).probs
+    free = [p for p in policy.parameters() if p.requires_grad]
+    rows = [torch.autograd.grad((share * f).sum(), free, retain_graph=True) for share, f in zip(shares, psi, strict=True)]
+    return torch.stack([torch.cat([x.flatten() for x in row]) for row in rows])
+
+
+def every_gradient(
     env: Environment,
     policy: nn.Module,
     phi: list[Estimator],
@@ -81,14 +89,38 @@ def moments(
     discount_weighting: bool = True,
     cut: int | None = None,
     at_cut: str = "bootstrap",
-) -> tuple[np.ndarray, np.ndarray]:
-    """E g and diag Cov g, each [K, P]: Σ_τ P(τ) g(τ), then Σ_τ P(τ) (g(τ) − E g)²."""
+) -> tuple[Tensor, Tensor]:
+    """P(τ) [N] and g(τ) [N, K, P]; an estimator with a table ``psi`` [H, S, A] gets Σ_t w_t Σ_a ∇π(a | s_t) ψ_t too."""
     traj, probability = every_trajectory(env, policy, cut)
     found = Values() if source is None else source(traj, frozenset("vq"))
     batch = Batch(traj, found, gamma, at_cut)
     g = gradients(policy, traj, torch.stack([weight(e, batch, discount_weighting) for e in phi], 1))
+    for k, e in enumerate(phi):
+        if (psi := getattr(e, "psi", None)) is not None:
+            tables = torch.stack([averaged_scores(policy, env, x) for x in psi])
+            w = gamma ** traj.time.double() if discount_weighting and e.weighted else torch.ones_like(traj.reward)
+            g[:, k].index_add_(0, traj.episode, w[:, None] * tables[traj.time, traj.state])
+    return probability, g
+
+
+def moments(*arguments: object, **settings: object) -> tuple[np.ndarray, np.ndarray]:
+    """E g and diag Cov g, each [K, P]: Σ_τ P(τ) g(τ), then Σ_τ P(τ) (g(τ) − E g)²; arguments of every_gradient."""
+    probability, g = every_gradient(*arguments, **settings)
     mean = torch.einsum("n,nkp->kp", probability, g)
     return mean.numpy(), torch.einsum("n,nkp->kp", probability, (g - mean).square()).numpy()
+
+
+def fourth_moments(*arguments: object, **settings: object) -> dict[str, np.ndarray]:
+    """E ‖g − E g‖⁴, tr Cov g and tr (Cov g)², each [K], as sums over trajectories; arguments of every_gradient."""
+    probability, g = every_gradient(*arguments, **settings)
+    centred = g - torch.einsum("n,nkp->kp", probability, g)
+    covariance = torch.einsum("n,nkp,nkq->kpq", probability, centred, centred)
+    found = {
+        "fourth": probability @ centred.square().sum(-1).square(),
+        "variance": covariance.diagonal(dim1=1, dim2=2).sum(-1),
+        "trace_sq": covariance.square().sum((1, 2)),
+    }
+    return {name: x.numpy() for name, x in found.items()}
 
 
 def population_constants(env: Environment, policy: nn.Module, gamma: float) -> tuple[float, Tensor]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from enumerated_moments import differences, moments
@@ -11,7 +12,8 @@ import varlab
 from varlab import envs, estimators, policies, values
 from varlab.estimators import Estimator
 from varlab.estimators.recursion import Recursion
-from varlab.oracles import coordinates, recursions
+from varlab.oracles import coordinates, recursions, rows
+from varlab.oracles.exact import operations
 from varlab.oracles.world import Successors, World
 from varlab.policies import SoftmaxTable
 from varlab.values import FunctionValues
@@ -40,6 +42,18 @@ class Window(Unknown):
         return Recursion(world.reward, world.gamma, window=2, total=True)
 
 
+@dataclass(frozen=True)
+class Averaged(Unknown):
+    """A Φ from the beginning whose actions are averaged, or whose baseline sees them."""
+
+    name = "averaged"
+    psi: bool = True
+
+    def recursion(self, world):
+        b = {"expected" if self.psi else "subtract": lambda t: np.ones_like(world.pi)}
+        return Recursion(world.reward, world.gamma, total=True, **b)
+
+
 @pytest.fixture(scope="module")
 def env():
     return envs.environment(random_mdp(0), HORIZON, "Tiny")
@@ -66,6 +80,11 @@ def test_a_world_without_outcome_lists():
 def test_estimators_without_a_recursion(env, policy):
     refuses("recursion over states was expected.*unknown has none; use varlab.measure", env, policy, Unknown())
     refuses("recursion over states was expected.*a window over the whole return", env, policy, Window())
+
+
+@pytest.mark.parametrize("psi", (True, False))
+def test_a_sum_from_the_beginning_with_what_sees_actions(psi, env, policy):
+    refuses("A baseline of the first state alone was expected of averaged", env, policy, Averaged(psi))
 
 
 def test_unknown_names(env, policy):
@@ -123,6 +142,24 @@ def test_a_policy_that_is_not_categorical_on_the_states(env, policy):
     refuses("parameters that require a gradient", env, frozen)
 
 
+def test_what_would_take_long_is_left_out_unless_asked_for(env, policy, monkeypatch):
+    double = policies.prepare(policy, torch.float64, "cpu")
+    settings = {"gamma": 1.0, "discount_weighting": True, "cut": None, "at_cut": "terminal"}
+    phi = [estimators.parse("reward_to_go")]
+    assert rows.exact_rows(env, double, phi, None, wanted=None, **settings)[1] == ""
+    monkeypatch.setattr(rows, "OPERATIONS", 10)
+    found, sentence = rows.exact_rows(env, double, phi, None, wanted=None, **settings)
+    assert found == [None] and sentence.startswith("exact_variance is empty because it would take 4e+02 multiplications")
+    assert rows.exact_rows(env, double, phi, None, wanted=True, **settings)[0][0].mean.any()
+
+
+def test_a_network_costs_a_map_from_all_pairs_of_logits_to_its_parameters(env, policy):
+    """L · S · A · O · min(P, S A) for the table; (S A)² P more for a network, whatever the horizon."""
+    mlp = policies.make("mlp", env, hidden=(5,))
+    assert operations(env, policy, 2, 3) == 2 * 3 * 18 * 6
+    assert operations(env, mlp, 2, 3) == 2 * 3 * 18 * 6 + 2 * 6**2 * policies.num_parameters(mlp)
+
+
 # Negative controls: each changes one term, and enumeration must notice at least one Φ.
 
 PHI = [estimators.parse(x) for x in (*estimators.SOURCE_TEXT, "n_step(k=2)", "n_step(k=3)") if not estimators.parse(x).fits]
@@ -143,7 +180,11 @@ def worst(env, policy):
 
 def wrong_step(change):
     """Every step of the vector recursion changed."""
-    return lambda m: m.setattr(recursions, "Step", lambda flow, scored, pairs: coordinates.Step(*change(flow, scored, pairs)))
+
+    def step(flow, scored, pairs, averaged=None):
+        return coordinates.Step(*change(flow, scored, pairs), averaged)
+
+    return lambda m: m.setattr(recursions, "Step", step)
 
 
 def scaled(mapping, key):

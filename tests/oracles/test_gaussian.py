@@ -184,9 +184,7 @@ def test_covariances_of_products_against_every_partition():
     a, e, f = draw(steps, n, n, seed=1), draw(steps, n, seed=2), draw(steps, n, seed=3)
     phi = Forms(a + a.transpose(1, 2), draw(steps, n, seed=4), draw(steps, seed=5))
     scores = Scores(e, f, draw(steps, seed=6))
-    z = [
-        ((torch.outer(e[t], f[t]) + torch.outer(f[t], e[t])) / 2, scores.h[t] * e[t], -(e[t] @ f[t])) for t in range(steps)
-    ]
+    z = [((torch.outer(e[t], f[t]) + torch.outer(f[t], e[t])) / 2, scores.h[t] * e[t], -(e[t] @ f[t])) for t in range(steps)]
     g = [(phi.a[t], phi.b[t], phi.c[t]) for t in range(steps)]
     means = [dense_moment([z[t], g[t]]) for t in range(steps)]
     agree(mean_products(scores, phi).numpy(), np.array(means))
@@ -216,9 +214,7 @@ def test_simulation_agrees_at_horizon_twenty():
     choices = [c for c in CHOICES if c.label not in ("n_step(k=1)", "gae(lam=0.0)", "gae(lam=1.0)")]
     truth = gaussian(env, policy, choices, gamma=gamma)
     known = Reference(truth.gradient, None, None, truth.j, "exact", 0, "J_gamma")
-    found = varlab.measure(
-        env, policy, choices, n=n, gamma=gamma, values=values, reference=known, dtype="float64", seed=8
-    )
+    found = varlab.measure(env, policy, choices, n=n, gamma=gamma, values=values, reference=known, dtype="float64", seed=8)
     moments, rows = found.moments, found.summary
     mean = np.einsum("b,bkp->kp", moments.count / n, moments.mean)
     means = (mean - truth.mean) / np.sqrt(truth.variance_per_parameter / n)

@@ -89,13 +89,15 @@ def sign_multiplier(
     degrees: float,
     level: float = 0.95,
     tolerance: float = 0.0,
+    null: np.ndarray | None = None,
 ) -> SignResult:
-    """Test β = 0 by random signs, and invert the test for ‖β‖², cross term included.
+    """Test β = 0 by random signs, and find the interval of ‖β‖² the same way, cross term included.
 
-    The p-value is the share of draws with ‖e*‖² ≥ ‖d̄‖², (1 + #)/(1 + draws).
+    The p-value is the share of draws with ‖Σ ε_b x_b‖² ≥ ‖d̄‖², (1 + #)/(1 + draws), where d̄ = Σ x_b and the x_b are centred at
+    what they are under β = 0 (:func:`null_gram`) and not at their own mean: exact where blocks are symmetric about β = 0.
 
     Under ‖β‖² = θ, ‖d̄‖² is distributed like θ + 2√θ⟨u, e*⟩ + ‖e*‖² with u the direction of β. Each draw is solved for √θ; the
-    ends are the (1 ∓ level)/2 quantiles of the roots, so that the lower end leaves 0 when the p-value falls to (1 − level)/2.
+    ends are the (1 ∓ level)/2 quantiles of the roots, the lower one 0 unless the p-value is below (1 − level)/2.
 
     u is not known, and d̄/‖d̄‖ in its place covers as little as 76 % when few directions carry the noise: a short d̄ then points
     away from them. Hence (a) every draw uses the direction of d̄ + e' with e' another draw, (b) the spread along it is enlarged
@@ -110,13 +112,15 @@ def sign_multiplier(
         degrees: degrees of freedom of the variance along one direction.
         level: coverage.
         tolerance: a difference of squares that is rounding, not evidence.
+        null: [M, M] Gram matrix of the x_b; ``gram`` if None.
 
     Returns:
         The p-value in (0, 1], and both ends, 0 or more.
     """
     turned = signs @ gram
     q = np.einsum("dm,dm->d", turned, signs)
-    p_value = (1 + np.count_nonzero(q >= norm_sq - tolerance)) / (1 + signs.shape[0])
+    under = q if null is None else np.einsum("dm,dm->d", signs @ null, signs)
+    p_value = (1 + np.count_nonzero(under >= norm_sq - tolerance)) / (1 + signs.shape[0])
     along = signs @ inner  # ⟨d̄, e*⟩
     length_sq = norm_sq + 2.0 * np.roll(along, 1) + np.roll(q, 1)
     cross = along + np.einsum("dm,dm->d", turned, np.roll(signs, 1, axis=0))
@@ -129,9 +133,29 @@ def sign_multiplier(
         # a draw longer than d̄ for every θ has no root: it speaks for θ = 0
         return np.where(square >= across, np.maximum(np.sqrt(np.maximum(square - across, 0.0)) - x, 0.0), 0.0)
 
-    low = np.quantile(roots(norm_sq), 0.5 - 0.5 * level)
+    low = np.quantile(roots(norm_sq), 0.5 - 0.5 * level) if p_value < 0.5 - 0.5 * level else 0.0
     high = np.quantile(roots(max(norm_sq, float(np.median(q)))), 0.5 + 0.5 * level)
     return SignResult(float(p_value), Interval(float(low**2), float(high**2)))
+
+
+def null_gram(share: np.ndarray, toward: np.ndarray, gram: np.ndarray, inner: np.ndarray, norm_sq: float) -> np.ndarray:
+    """Return the Gram matrix of x_b = share_b (dev_b + toward_b d̄), the blocks about their common mean under β = 0.
+
+    With an exact reference ``toward`` is 1: the blocks less the reference. With a sampled one, the common mean of both sets is
+    estimated between them, at λ of the way from the reference: ``toward`` is 1 − λ for the measurement and −λ for the reference.
+
+    Args:
+        share: [M] weight of each block, negative for the reference.
+        toward: [M] see above.
+        gram: [M, M] ⟨dev_b, dev_c⟩.
+        inner: [M] ⟨dev_b, d̄⟩.
+        norm_sq: ‖d̄‖².
+
+    Returns:
+        [M, M]; its entries sum to ‖d̄‖².
+    """
+    x = gram + toward[:, None] * inner + inner[:, None] * toward + np.outer(toward, toward) * norm_sq
+    return share[:, None] * x * share
 
 
 def _enlarge(norm_sq: float, inner: np.ndarray, gram: np.ndarray) -> float:
@@ -176,9 +200,10 @@ def equality_test(
     norm_sq, inner = float(d @ d), blocks.dev @ d
     factor = contribution(blocks.weight)
     gram, signs = factor[:, None] * blocks.gram * factor, random_signs(rng, draws, len(factor))
+    null = null_gram(blocks.weight, np.ones_like(factor), blocks.gram, inner, norm_sq)
     rounding = 1e-26 * float(np.square(moments.mean[:, [i, j]]).sum(axis=(1, 2)).mean())
     value = pair_square(norm_sq, inner, blocks.dev_sq, blocks.weight)
-    p_value, ends = sign_multiplier(norm_sq, factor * inner, gram, signs, len(factor) - 1, level, rounding)
+    p_value, ends = sign_multiplier(norm_sq, factor * inner, gram, signs, len(factor) - 1, level, rounding, null)
     return Equality(p_value, value, *ends)
 
 

@@ -8,6 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
+from varlab.types import Moments
+
 
 @dataclass(frozen=True)
 class CentredBlocks:
@@ -26,19 +28,30 @@ class CentredBlocks:
     dev: np.ndarray
 
     @classmethod
-    def of(cls, count: np.ndarray, block_mean: np.ndarray) -> CentredBlocks:
+    def of(cls, count: np.ndarray, block_mean: np.ndarray, low: np.ndarray | None = None) -> CentredBlocks:
         """Centre block means.
+
+        Differences from the first block come first: they are exact where the means are close, and only to them is ``low`` added.
 
         Args:
             count: [B] trajectories per block.
             block_mean: [B, P].
+            low: [B, P] what float64 left out of ``block_mean``.
 
         Returns:
             The blocks about their weighted mean.
         """
         weight = count / count.sum()
-        mean = weight @ block_mean
-        return cls(count.astype(np.float64), weight, mean, block_mean - mean)
+        apart = block_mean - block_mean[0]
+        if low is not None:
+            apart = apart + low
+        shift = weight @ apart
+        return cls(count.astype(np.float64), weight, block_mean[0] + shift, apart - shift)
+
+    @classmethod
+    def of_choice(cls, moments: Moments, k: int) -> CentredBlocks:
+        """Centre the block means of choice k."""
+        return cls.of(moments.count, moments.mean[:, k], None if moments.low is None else moments.low[:, k])
 
     @cached_property
     def gram(self) -> np.ndarray:

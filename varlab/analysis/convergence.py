@@ -48,7 +48,7 @@ def running_table(moments: Moments, references: Mapping[str, Reference]) -> pd.D
     for objective, reference in references.items():
         error = reference_error(reference)
         for k, phi in enumerate(moments.names):
-            own, offset = CentredBlocks.of(moments.count, moments.mean[:, k]), moments.mean[:, k] - reference.grad
+            own, offset = CentredBlocks.of_choice(moments, k), moments.mean[:, k] - reference.grad
             variance, _ = pooled_variance(own.count, moments.trace_m2[:, k], own.dev_sq)
             bias_sq = _norm_sq(_mean(offset, moments.count)) - variance / moments.n - error
             same = {"phi": phi, "objective": objective}
@@ -181,7 +181,7 @@ class _Pieces:
 
 def _pieces(moments: Moments, k: int, reference: Reference) -> tuple[_Pieces, list[_Pieces]]:
     """Return the parts of ρ_N, and the same without each block of the moments and (if sampled) without each of the reference."""
-    own, grad = CentredBlocks.of(moments.count, moments.mean[:, k].astype(float)), reference.grad
+    own, grad = CentredBlocks.of_choice(moments, k), reference.grad
     variance, variances = pooled_variance(own.count, moments.trace_m2[:, k], own.dev_sq)
     n, h, mean = own.count.sum(), own.h, own.mean
     inner, length = mean @ grad, mean @ mean
@@ -207,7 +207,7 @@ def _cosine(whole: _Pieces, drops: list[_Pieces], size: float, resolved: bool) -
         return float(np.clip(value, -1, 1)), -1.0, 1.0
     if abs(value) < 1 and all((np.abs(x) < 1).all() for x in sources):
         return value, *intervals.jackknife_interval(value, sources, scale=intervals.FISHER)
-    ends = intervals.jackknife_interval(value, sources, scale=intervals.LINEAR, skew=False)
+    ends = intervals.jackknife_interval(value, sources, scale=intervals.LINEAR, skew=0.0)
     low, high = np.clip(ends, -1, 1)  # an estimate beyond 1 is sampling error of a cosine near 1
     return float(np.clip(value, -1, 1)), float(low), float(high)
 
@@ -227,4 +227,4 @@ def _mean_interval(x: np.ndarray) -> tuple[float, float]:
     """
     if len(x) < 2 or not (x > 0).all():
         return np.nan, np.nan
-    return intervals.jackknife_interval(float(x.mean()), [(x.sum() - x) / (len(x) - 1)], skew=False)
+    return intervals.jackknife_interval(float(x.mean()), [(x.sum() - x) / (len(x) - 1)], skew=0.0)

@@ -83,8 +83,10 @@ class Block:
         trace = (self.norm_sq - (self.s1 * shift).sum(1)).clamp_(min=0.0) if m2 is None else m2.sum(1)
         cross = self.cross - (self.s1 * shift[self.comparator]).sum(1)
         cross[self.comparator] = trace[self.comparator]
+        mean = self.center + shift
         fields = {
-            "mean": self.center + shift,
+            "mean": mean,
+            "low": (shift - (mean - self.center)).float(),  # exact where |centre| ≥ |shift|
             "trace_m2": trace,
             "m2": m2,
             "cross": cross,
@@ -134,15 +136,15 @@ def keep_per_parameter(blocks: int, choices: int, parameters: int, limit: int, w
     Raises:
         InputError: if not even the block means fit.
     """
-    means = blocks * choices * parameters * 8
+    means = blocks * choices * parameters * 12  # eight bytes of ``mean``, four of ``low``
     if means > limit:
         raise checks.InputError(
             f"Block means of at most memory_limit = {limit} bytes were expected, but {blocks} blocks × {choices} Φ × "
             f"{parameters} parameters take {means}; raise memory_limit or name fewer Φ."
         )
-    if wanted and 2 * means > limit:
+    if wanted and 5 * means // 3 > limit:
         return False, (
-            f"Variances per parameter were dropped: with block means they would take {2 * means} bytes, more than "
+            f"Variances per parameter were dropped: with block means they would take {5 * means // 3} bytes, more than "
             f"memory_limit = {limit}."
         )
     return wanted, ""

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from varlab import checks
+from varlab import checks, terms
 from varlab.envs.base import Environment
 from varlab.estimators.base import Batch, Estimator, weight
 from varlab.rng import Streams
 from varlab.rollout import parts
 from varlab.scores.base import ScoreMap
+from varlab.terms import Terms
 from varlab.types import Layout, Reference, Trajectories, Values
 from varlab.values import exact as exact_values
 
@@ -114,9 +115,4 @@ def summed(scores: ScoreMap, traj: Trajectories, weights: Tensor, dtype: torch.d
     Returns:
         The sum over trajectories.
     """
-    out = torch.zeros(weights.shape[1], scores.num_parameters, dtype=torch.float64, device=weights.device)
-    size = max(1, STEPS_AT_ONCE // int(traj.length.max()))
-    for chunk in traj.chunks(size):
-        phi = (weights[chunk.rows] * chunk.mask.unsqueeze(-1)).transpose(1, 2).to(dtype)
-        out += scores.at(traj.obs[chunk.rows], traj.action[chunk.rows]).apply_sum(phi).double()
-    return out
+    return terms.summed([Terms.of_steps(traj, weights)], scores, dtype, STEPS_AT_ONCE)

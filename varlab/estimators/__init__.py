@@ -3,6 +3,7 @@
 from varlab.estimators import action_values, baselines, bootstrapped, returns  # noqa: F401  (importing registers)
 from varlab.estimators.base import AT_CUT, REGISTRY, Batch, Estimator, register, tail_sum, weight
 from varlab.estimators.baselines import Baseline
+from varlab.estimators.nodes import NodeEstimator
 from varlab.estimators.registry import SOURCE_TEXT, make, parse, resolve
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Baseline",
     "Batch",
     "Estimator",
+    "NodeEstimator",
     "make",
     "parse",
     "register",

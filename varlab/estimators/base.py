@@ -100,7 +100,7 @@ class Estimator(ABC):
 
     Attributes:
         name: its name in code, configuration, files and figures.
-        needs: which of ``v`` and ``q`` it reads.
+        needs: which of ``v`` and ``q`` it depends on.
         unbiased: ``always``, ``given exact values`` or ``biased``.
         weighted: whether the step weight w_t = γ^t applies (not to total_return, whose R_γ holds it already).
         fits: whether :meth:`fit` takes numbers from the critic stream.
@@ -121,6 +121,11 @@ class Estimator(ABC):
         """The name with its arguments, such as ``gae(lam=0.95)``."""
         arguments = [f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if f.repr]
         return self.name + (f"({', '.join(arguments)})" if arguments else "")
+
+    @property
+    def asks(self) -> frozenset[str]:
+        """Which of ``v``, ``q`` and ``q_nodes`` it asks of a source of values at the steps: :attr:`needs`, if nothing else."""
+        return self.needs
 
     def fit(self, batch: Batch) -> Estimator:
         """Return this estimator with the numbers it takes from the critic stream (none by default)."""

@@ -1,6 +1,7 @@
 """Exact variance components of g = Σ_t w_t z_t Φ_t on a finite MDP: state, action, trajectory, and covariances across time.
 
-By the law of total variance, for the term of one time step, g_t = w_t z_t Φ_t,
+By the law of total variance, for the term of one time step, g_t = w_t z_t Φ_t (or w_t (z_t Φ_t + u_t) where an estimator
+averages over actions: u_t = Σ_a π(a | s_t) z(s_t, a) ψ_t(s_t, a)),
 
     tr Cov g_t = tr Var_s E[g_t | s_t] + E_s tr Var_a E[g_t | s_t, a_t] + E_{s,a} tr Var[g_t | s_t, a_t],
 
@@ -138,11 +139,12 @@ def components_of(world: World, estimator: Estimator, discount_weighting: bool) 
     for t in range(steps):
         alive = past.alive[t]
         centre, spread = _given_action(recursion, future, past, t)
-        given_state = np.einsum("sa,sad->sd", world.pi * centre, world.scores)  # E[z_t Φ_t | s_t] on the support
+        sampled = _scored(world, centre)  # E[z_t Φ_t | s_t] on the support
+        given_state = sampled if recursion.expected is None else sampled + _scored(world, recursion.expected(t))
         means[t] = weight[t] * _gathered(world, alive[:, None] * given_state)
-        of_state = weight[t] ** 2 * (alive @ (given_state**2).sum(1))
-        of_action = weight[t] ** 2 * (alive @ (world.pi * norm * centre**2).sum(1))
-        state[t], action[t] = of_state - means[t] @ means[t], of_action - of_state
+        state[t] = weight[t] ** 2 * (alive @ (given_state**2).sum(1)) - means[t] @ means[t]
+        of_action = (world.pi * norm * centre**2).sum(1) - (sampled**2).sum(1)
+        action[t] = weight[t] ** 2 * (alive @ of_action)
         trajectory[t] = weight[t] ** 2 * (alive @ (world.pi * norm * spread).sum(1))
     cross = _products(world, recursion, future, past) * np.outer(weight, weight) - means @ means.T
     cross = np.triu(cross, 1)
@@ -228,7 +230,7 @@ def _given_action(recursion: Recursion, future: _Future, past: _Past, t: int) ->
     mean = future.first[t, -1]
     variance = np.maximum(future.second[t, -1] - mean**2, 0.0)  # rounding may leave a negative zero
     if not recursion.total:
-        return mean if recursion.subtract is None else mean - recursion.subtract(t)[:, None], variance
+        return mean - recursion.baseline(t), variance
     # Given s_t, what is past and what is to come are independent.
     alive, scale = past.alive[t], recursion.carry**t
     before, square = (np.divide(m[t], alive, out=np.zeros_like(alive), where=alive > 0) for m in (past.first, past.second))
@@ -236,9 +238,9 @@ def _given_action(recursion: Recursion, future: _Future, past: _Past, t: int) ->
 
 
 def _products(world: World, recursion: Recursion, future: _Future, past: _Past) -> np.ndarray:
-    """Return E[Φ_t z_t · z_u Φ_u] for t < u, [T, T], by carrying two fields forward from every t, joint with s_u.
+    """Return E[(Φ_t z_t + u_t) · (z_u Φ_u + u_u)] for t < u, [T, T], by carrying two fields forward from every t.
 
-    The fields are E[z_t 1{s_u}] and E[z_t F 1{s_u}], where F is the part of Φ_t that is settled before u.
+    The fields, joint with s_u, are E[z_t 1{s_u}] and E[(z_t F + u_t) 1{s_u}], where F is the part of Φ_t settled before u.
     """
     out = np.zeros((world.cut, world.cut))
     size = max(1, FIELD_SIZE // (world.num_states * world.num_parameters))
@@ -265,8 +267,11 @@ def _products_from(world: World, recursion: Recursion, future: _Future, past: _P
             if recursion.total:  # (F + c^u X_u)², of which F² meets E[z_u | s_u] = 0
                 one, two = 2 * c**u * future.first[u], c ** (2 * u) * future.second[u]
             else:
-                b = 0.0 if recursion.subtract is None else recursion.subtract(u)[:, None]
-                one, two = mean[None], (c**lags)[:, None, None] * (second - b * first)
+                one, two = mean[None], second - recursion.baseline(u) * first
+                if recursion.expected is not None:
+                    psi = recursion.expected(u)
+                    one, two = one + psi, two + (world.pi * first).sum(-1, keepdims=True) * psi
+                two = (c**lags)[:, None, None] * two
             out[:begun, u] = np.einsum("sa,nsa,nsa->n", world.pi, np.broadcast_to(one, first.shape), along_settled)
             out[:begun, u] += np.einsum("sa,nsa,nsa->n", world.pi, np.broadcast_to(two, first.shape), along_score)
         if u == world.cut - 1:
@@ -285,9 +290,13 @@ def _products_from(world: World, recursion: Recursion, future: _Future, past: _P
             if recursion.total:
                 own = past.first[u][:, None, None] + alive * c**u * x
             else:
-                own = alive * (x if recursion.subtract is None else x - recursion.subtract(u)[:, None, None])
+                own = alive * (x - recursion.baseline(u)[:, :, None])
             score[:, begun] = _scored_onward(world, chosen * alive)
             settled[:, begun] = _scored_onward(world, chosen * own)
+            if recursion.expected is not None:
+                averaged = np.zeros((shape[0], shape[2]))
+                np.put_along_axis(averaged, _support(world), _scored(world, recursion.expected(u)), axis=1)
+                settled[:, begun] += onward @ (past.alive[u][:, None] * averaged)
     return out
 
 
@@ -300,6 +309,11 @@ def _support(world: World) -> np.ndarray:
     if world.support is not None:
         return world.support
     return np.broadcast_to(np.arange(world.num_parameters), (world.num_states, world.num_parameters))
+
+
+def _scored(world: World, f: np.ndarray) -> np.ndarray:
+    """Return Σ_a π(a | s) z(s, a) f(s, a) on the support, [S, D]."""
+    return np.einsum("sa,sad->sd", world.pi * f, world.scores)
 
 
 def _gathered(world: World, part: np.ndarray) -> np.ndarray:

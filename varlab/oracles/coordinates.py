@@ -36,15 +36,20 @@ class Step:
 
         m_i(s) = Σ_j Σ_{a,o} flow[i, j][s, a, o] m'_j(s') + Σ_a π(a | s) z(s, a) scored[i][s, a]
 
+    Where actions are averaged, u(s) = Σ_a π(a | s) z(s, a) ψ(s, a) is added to m_0(s), and weight(s) (m_0(s) − u(s) / 2) u(s)
+    to E g².
+
     Attributes:
         flow: (i, j) → [S, A, O].
-        scored: [n, S, A].
+        scored: [n, S, A]; without u.
         pairs: j → [S, A, O], the weight at which z(s, a) m'_j(s') adds to E g².
+        averaged: ψ [S, A] and weight(s) π(a | s) ψ(s, a) [S, A], or None.
     """
 
     flow: Mapping[tuple[int, int], np.ndarray]
     scored: np.ndarray
     pairs: Mapping[int, np.ndarray]
+    averaged: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class Coordinates(Protocol):
@@ -64,6 +69,9 @@ class Coordinates(Protocol):
 
     def add_pairs(self, part: slice, pairing: object, moment: np.ndarray) -> None:
         """Add Σ_{s,a,o} weight[s, a, o] z(s, a) moment[s'] to the sum of pairs."""
+
+    def add_own_pairs(self, part: slice, weight: np.ndarray, moment: np.ndarray) -> None:
+        """Add Σ_{s,a} weight[s, a] z(s, a) moment[s] to the sum of pairs."""
 
     def first(self, f: np.ndarray) -> np.ndarray:
         """Return Σ_{s,a} f[s, a] z(s, a), [P]."""
@@ -97,6 +105,11 @@ def pairs_of_steps(world: World, coordinates: Coordinates, steps: Sequence[Step]
             moments = [coordinates.zeros(part) if m is None else m for m in new]
             for moment, f in zip(moments, step.scored, strict=True):
                 coordinates.add_scored(part, moment, f)
+            if step.averaged is not None:
+                psi, weight = step.averaged
+                coordinates.add_scored(part, moments[0], psi / 2)
+                coordinates.add_own_pairs(part, weight, moments[0])
+                coordinates.add_scored(part, moments[0], psi / 2)
 
 
 class TableLogits:
@@ -125,8 +138,9 @@ class TableLogits:
         """Add E[z f(s, a) | s] to the entries of each state's own row."""
         pi = self.world.pi[part]
         weighted = pi * f[part]
+        rows = np.arange(len(pi))
         own = moment[part].reshape(len(pi), len(pi), self.width)
-        own[np.arange(len(pi)), np.arange(len(pi))] += (weighted - pi * weighted.sum(1, keepdims=True))[:, :-1]
+        own[rows, rows] += (weighted - pi * weighted.sum(1, keepdims=True))[:, :-1]
 
     def _no_pairs(self) -> np.ndarray:
         """[S, A, A − 1] pairs of a step in (s, a) with the entries of its own row."""
@@ -145,6 +159,11 @@ class TableLogits:
         rows = np.arange(part.stop - part.start)[:, None, None]
         near = moment.reshape(self.num_states, len(rows), self.width)[self.world.next_state[part], rows]  # [rows, A, O, A − 1]
         self.pairs[part] += np.einsum("sao,saob->sab", pairing[part], near)
+
+    def add_own_pairs(self, part: slice, weight: np.ndarray, moment: np.ndarray) -> None:
+        """Add pairs of a step with the moment of its own state."""
+        rows = np.arange(part.stop - part.start)
+        self.pairs[part] += weight[part, :, None] * moment[part].reshape(len(rows), len(rows), self.width)[rows, rows, None]
 
     def first(self, f: np.ndarray) -> np.ndarray:
         """Return Σ_{s,a} f[s, a] z(s, a)."""
@@ -170,6 +189,11 @@ class NetworkLogits(TableLogits):
     def add_pairs(self, part: slice, pairing: object, moment: np.ndarray) -> None:
         """Add pairs of steps in any two states."""
         self.pairs[:, part] += (pairing @ moment).reshape(len(self.pairs), part.stop - part.start, self.width)
+
+    def add_own_pairs(self, part: slice, weight: np.ndarray, moment: np.ndarray) -> None:
+        """Add pairs of a step with the moment of its own state."""
+        both = weight[:, :, None] * moment[:, None]
+        self.pairs[:, part] += both.reshape(len(self.pairs), part.stop - part.start, self.width)
 
     def first(self, f: np.ndarray) -> np.ndarray:
         """Return Σ_{s,a} f[s, a] z(s, a)."""
@@ -212,6 +236,10 @@ class Parameters:
     def add_pairs(self, part: slice, pairing: object, moment: np.ndarray) -> None:
         """Add pairs of steps."""
         self.pairs[part] += ((pairing @ self.z[:, part]) * moment).sum(0)
+
+    def add_own_pairs(self, part: slice, weight: np.ndarray, moment: np.ndarray) -> None:
+        """Add pairs of a step with the moment of its own state."""
+        self.pairs[part] += (np.einsum("sa,sap->sp", weight, self.world.scores[:, :, part]) * moment).sum(0)
 
     def first(self, f: np.ndarray) -> np.ndarray:
         """Return Σ_{s,a} f[s, a] z(s, a)."""

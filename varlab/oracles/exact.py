@@ -15,8 +15,11 @@ from varlab.envs.lqg import LQG
 from varlab.envs.registry import make as make_env
 from varlab.estimators.base import Estimator
 from varlab.estimators.recursion import Recursion
+from varlab.oracles.fourth_moments import LIMIT, WINDOW, Fourth, carried_window, fourth_moments, size
 from varlab.oracles.recursions import total_sum, weighted_sum
 from varlab.oracles.world import World, build
+from varlab.policies.base import num_parameters
+from varlab.policies.networks import SoftmaxTable
 from varlab.types import Trajectories, Values
 from varlab.values.dynamic_programming import ExactValues, gradient
 
@@ -32,6 +35,8 @@ class ExactMoments:
         variance_per_parameter: [K, P] diag Cov g.
         gradient: [P] ∇J_γ of the H-step objective.
         j: J_γ.
+        fourth: [K] E ‖g − E g‖⁴, or None where it was not asked for.
+        trace_sq: [K] tr (Cov g)², or None likewise.
     """
 
     names: tuple[str, ...]
@@ -40,6 +45,8 @@ class ExactMoments:
     variance_per_parameter: np.ndarray
     gradient: np.ndarray
     j: float
+    fourth: np.ndarray | None = None
+    trace_sq: np.ndarray | None = None
 
     @property
     def bias_sq(self) -> np.ndarray:
@@ -52,6 +59,39 @@ class ExactMoments:
         with np.errstate(divide="ignore", invalid="ignore"):
             return self.variance / (self.gradient**2).sum()
 
+    @property
+    def kurtosis(self) -> np.ndarray:
+        """[K] E ‖g − E g‖⁴ / variance², NaN where the variance is nothing but rounding."""
+        variance = np.where(self.variance > 1e-13 * (self.mean**2).sum(1), self.variance, np.nan)
+        return self._asked(self.fourth) / variance**2
+
+    def variance_standard_error(self, n: int) -> np.ndarray:
+        """Return the standard error of the unbiased estimate of tr Cov g from n independent trajectories.
+
+        Its square is (E ‖g − E g‖⁴ − V²) / n + 2 tr (Cov g)² / (n (n − 1)), V = tr Cov g: the estimate is the U-statistic with
+        kernel ‖g_i − g_j‖² / 2. Source of the decomposition: A Class of Statistics with Asymptotically Normal Distribution
+        (Hoeffding, 1948).
+
+        Args:
+            n: number of trajectories.
+
+        Returns:
+            [K] standard errors.
+
+        Raises:
+            InputError: for fewer than two trajectories, or if :func:`exact` was not asked for fourth moments.
+        """
+        if checks.positive_int("n", n) < 2:
+            raise checks.InputError("At least n = 2 trajectories were expected for an estimate of a variance, but n=1; raise n.")
+        spread = np.maximum(self._asked(self.fourth) - self.variance**2, 0.0)
+        return np.sqrt(spread / n + 2 * self._asked(self.trace_sq) / (n * (n - 1)))
+
+    @staticmethod
+    def _asked(moment: np.ndarray | None) -> np.ndarray:
+        if moment is None:
+            raise checks.InputError("Fourth moments were expected, but exact() did not compute them; call it with fourth=True.")
+        return moment
+
 
 def exact(
     env: Environment | str,
@@ -63,6 +103,7 @@ def exact(
     values: str | Callable[[Trajectories, frozenset[str]], Values] = "exact",
     cut: int | None = None,
     at_cut: str = "bootstrap",
+    fourth: bool = False,
 ) -> ExactMoments:
     """Return exact mean and variance of the gradient under every Φ.
 
@@ -75,13 +116,15 @@ def exact(
         values: ``exact``, or any source with a ``table`` (critic, functions), right or wrong.
         cut: L ≤ H.
         at_cut: terminal, bootstrap or wrong_state.
+        fourth: whether to add fourth moments, for the exact kurtosis and the exact standard error of an estimated variance; on a
+            finite MDP with S · D² ≤ 10^7, D = min(P, S (A − 1)), and Φ whose window has at most 10 steps.
 
     Returns:
         The moments.
 
     Raises:
-        InputError: for a world without finite dynamics, an estimator without a recursion, or values and settings that cannot
-            be used.
+        InputError: for a world without finite dynamics, an estimator without a recursion, values and settings that cannot be
+            used, or fourth moments of too large a world.
     """
     env = make_env(env) if isinstance(env, str) else env
     if isinstance(values, str):
@@ -89,6 +132,11 @@ def exact(
     if isinstance(env, LQG) and isinstance(values, str) and cut is None:
         from varlab.oracles.gaussian import gaussian  # which builds on this file's record
 
+        if fourth:
+            raise checks.InputError(
+                f"A finite MDP was expected for fourth moments, but {env.name} is a linear system; leave fourth=True out and "
+                "take the kurtosis that varlab.measure estimates."
+            )
         return gaussian(env, policy, phi, gamma=gamma, discount_weighting=discount_weighting)
     if env.finite is None:
         raise checks.InputError(
@@ -100,6 +148,9 @@ def exact(
     double = policies.prepare(policy, torch.float64, torch.device("cpu"))
     source = ExactValues.of(env.finite, double, gamma, env.horizon) if isinstance(values, str) else values
     world = world_of(env, double, source, gamma, cut, at_cut)
+    if fourth:
+        for e in chosen:
+            _affordable(world, e)
     rows = [exact_row(world, e, discount_weighting) for e in chosen]
     grad, j = gradient(env.finite, double, gamma, env.horizon)
     for e, row in zip(chosen, rows, strict=True):
@@ -109,7 +160,11 @@ def exact(
                 "values or baseline in every state, visited or not."
             )
     mean, per_parameter = np.stack([r.mean for r in rows]), np.stack([r.variance_per_parameter for r in rows])
-    return ExactMoments(tuple(e.label for e in chosen), mean, per_parameter.sum(1), per_parameter, grad.numpy(), j)
+    names, more = tuple(e.label for e in chosen), ()
+    if fourth:
+        found = [fourth_row(world, e, discount_weighting) for e in chosen]
+        more = np.array([x.fourth for x in found]), np.array([x.trace_sq for x in found])
+    return ExactMoments(names, mean, per_parameter.sum(1), per_parameter, grad.numpy(), j, *more)
 
 
 def world_of(env: Environment, policy: nn.Module, source: object | None, gamma: float, cut: int | None, at_cut: str) -> World:
@@ -156,10 +211,21 @@ def world_of(env: Environment, policy: nn.Module, source: object | None, gamma: 
     return build(env.finite, policy, v, q, gamma, env.horizon, cut, at_cut)
 
 
-def operations(env: Environment, num_parameters: int, choices: int, cut: int | None) -> int:
-    """Return about how many multiplications exact moments of ``choices`` estimators take: L · S · A · O · min(P, S · A) · K."""
-    pairs = env.finite.num_states * env.finite.num_actions
-    return (cut or env.horizon) * env.finite.probability.numel() * min(num_parameters, pairs) * choices
+def operations(env: Environment, policy: nn.Module, choices: int, cut: int | None) -> int:
+    """Return about how many multiplications exact moments of K estimators take.
+
+    Args:
+        env: a world with finite dynamics.
+        policy: categorical on its states.
+        choices: K.
+        cut: L, or None for H.
+
+    Returns:
+        K · L · S · A · O · min(P, S A), and K · (S A)² · P more where a network's pairs of logits are mapped to more parameters.
+    """
+    pairs, p = env.finite.num_states * env.finite.num_actions, num_parameters(policy)
+    steps = (cut or env.horizon) * env.finite.probability.numel() * min(p, pairs)
+    return choices * (steps + (0 if p < pairs or type(policy) is SoftmaxTable else pairs**2 * p))
 
 
 @dataclass(frozen=True)
@@ -194,6 +260,11 @@ def recursion_of(world: World, estimator: Estimator) -> Recursion:
             raise checks.InputError(
                 f"Values {name} were expected for {estimator.label}, but the source gives none; pass {name} too."
             )
+    if recursion.total and (recursion.expected is not None or recursion.baseline(0).shape[1] > 1):
+        raise checks.InputError(
+            f"A baseline of the first state alone was expected of {estimator.label}, whose Φ is the sum from the beginning, but "
+            "it averages over actions or its baseline sees them; use varlab.measure."
+        )
     return recursion
 
 
@@ -212,5 +283,38 @@ def exact_row(world: World, estimator: Estimator, discount_weighting: bool) -> E
     if recursion.total:
         first, second = total_sum(world, recursion)
     else:
-        first, second = weighted_sum(world, recursion, world.gamma if discount_weighting and estimator.weighted else 1.0)
+        first, second = weighted_sum(world, recursion, _step_discount(world, estimator, discount_weighting))
     return ExactRow(first, np.maximum(second - first**2, 0.0))
+
+
+def fourth_row(world: World, estimator: Estimator, discount_weighting: bool) -> Fourth:
+    """Return exact fourth moments of one estimator.
+
+    Args:
+        world: dynamics, policy and values.
+        estimator: the choice of Φ.
+        discount_weighting: w_t = γ^t if true, 1 if false.
+
+    Returns:
+        Its moments.
+    """
+    return fourth_moments(world, recursion_of(world, estimator), _step_discount(world, estimator, discount_weighting))
+
+
+def _affordable(world: World, estimator: Estimator) -> None:
+    recursion = recursion_of(world, estimator)
+    cost, window = size(world, recursion), carried_window(world, recursion)
+    if window is not None and window > WINDOW:
+        raise checks.InputError(
+            f"A window of at most {WINDOW} steps was expected for fourth moments, but {estimator.label} has {window}; shorten it "
+            "or leave fourth=True out."
+        )
+    if cost > LIMIT:
+        raise checks.InputError(
+            f"S · D² of at most {LIMIT:.0e} was expected for fourth moments, D = min(P, S (A − 1)), times k (k + 1) / 6 for a "
+            f"window of k steps, but {estimator.label} has {cost:.1e} in {world.num_states} states; leave fourth=True out."
+        )
+
+
+def _step_discount(world: World, estimator: Estimator, discount_weighting: bool) -> float:
+    return world.gamma if discount_weighting and estimator.weighted else 1.0

@@ -1,13 +1,14 @@
 """Exact mean and per-parameter variance of a sum of scores weighted by Φ, by backward recursion on joint moments.
 
-Two kinds of estimator cover the field's Φ without randomness of their own. In the first, Φ_t = X_t − b_t(s_t) with
+Two kinds of estimator cover the field's Φ without randomness of their own. In the first, Φ_t = X_t − b_t(s_t, a_t) with
 
     X_t = x_t(s_t, a_t, outcome) + c X_{t+1}    (or its window of k terms, X^k = x + c X'^{k−1}, X^0 = 0),
 
-and W_t = z_t Φ_t + κ W_{t+1} is the gradient from t on (κ = γ weighted, else 1). Given the next state the future is
-independent of the present, so that for each state E X, E X², E W and E XW follow from those at t + 1, and
+and W_t = z_t Φ_t + u_t + κ W_{t+1} is the gradient from t on (κ = γ weighted, else 1), where u_t = Σ_a π(a | s_t) z(s_t, a)
+ψ_t(s_t, a) is what averages over actions, if anything does. Given the next state the future is independent of the present, so
+that for each state E X, E X², E W and E XW follow from those at t + 1, and
 
-    E g² = Σ_t κ^{2t} E[z_t² Φ_t² + 2 κ z_t Φ_t W_{t+1}]
+    E g² = Σ_t κ^{2t} E[z_t² Φ_t² + 2 κ z_t Φ_t W_{t+1} + 2 u_t E[W_t | s_t] − u_t²]
 
 needs beside them only the probability of every state at every time. In the second, such as total_return, g = Z (X_0 − b_0)
 with Z = Σ_t z_t: what X_0 − b_0 has collected before t goes forward, the moments of X_t and of Z from t on backward.
@@ -27,11 +28,11 @@ Moments = tuple[np.ndarray, np.ndarray]
 
 
 def weighted_sum(world: World, recursion: Recursion, kappa: float) -> Moments:
-    """Return E g and E g² (elementwise), each [P], of g = Σ_t κ^t z_t (X_t − b_t).
+    """Return E g and E g² (elementwise), each [P], of g = Σ_t κ^t (z_t (X_t − b_t) + u_t).
 
     Args:
         world: dynamics, policy, values.
-        recursion: x_t, c, window and b_t.
+        recursion: x_t, c, window, b_t and ψ_t.
         kappa: γ with discount weighting, else 1.
 
     Returns:
@@ -47,7 +48,7 @@ def weighted_sum(world: World, recursion: Recursion, kappa: float) -> Moments:
     first, square, steps = np.zeros_like(w.pi), np.zeros_like(w.pi), []
     onward, discounted = kappa * w.chosen, kappa * c * w.chosen
     for t in range(w.cut - 1, -1, -1):
-        x, b = recursion.local(t), np.zeros(w.num_states) if recursion.subtract is None else recursion.subtract(t)
+        x, b = recursion.local(t), recursion.baseline(t)
         # Moments of every X given state and action, [n, S, A] and [n, n, S, A].
         ahead1, ahead2 = (x1, x2) if window is None else (_shift(x1, 1), _shift(x2, 2))
         mixed = c * w.ahead_by_action(w.going_on * x, ahead1)
@@ -56,21 +57,27 @@ def weighted_sum(world: World, recursion: Recursion, kappa: float) -> Moments:
         given2 += c * c * w.ahead_by_action(w.going_on, ahead2)
         x1, x2 = (w.pi * given1).sum(-1), (w.pi * given2).sum(-1)
         # Φ is the last X less b: its moments, and those of its products with every X.
-        phi1, x_phi = given1[-1] - b[:, None], given2[:, -1] - b[:, None] * given1
-        phi2 = x_phi[-1] - b[:, None] * phi1
+        phi1, x_phi = given1[-1] - b, given2[:, -1] - b * given1
+        phi2 = x_phi[-1] - b * phi1
         visits = w.visits[t][:, None] * w.pi
         first += kappa**t * visits * phi1
         square += kappa ** (2 * t) * visits * phi2
         # Moments of W (0) and of those X that feed on W (1, 2, …).
         pair = 2 * kappa ** (2 * t + 1) * visits[:, :, None] * w.going_on
-        flow, pairs = {(0, 0): onward}, {0: pair * (x - b[:, None, None])}
+        flow, pairs = {(0, 0): onward}, {0: pair * (x - b[:, :, None])}
         fed = 1 if window is None else n - 1
         if fed:
             pairs[fed] = c * pair
             joint = onward * x
             flow |= {(i, 0): joint for i in range(1, fed + 1)}
             flow |= {(1, 1): discounted} if window is None else {(i, i - 1): discounted for i in range(2, fed + 1)}
-        steps.append(Step(flow, np.concatenate([phi1[None], x_phi[:fed]]), pairs))
+        averaged = None
+        if recursion.expected is not None:
+            psi = recursion.expected(t)
+            first += kappa**t * visits * psi
+            x_phi = x_phi + x1[:, :, None] * psi  # given the state, X and what averages over its actions are independent
+            averaged = psi, 2 * kappa ** (2 * t) * visits * psi
+        steps.append(Step(flow, np.concatenate([phi1[None], x_phi[:fed]]), pairs, averaged))
     coordinates = choose(w)
     pairs_of_steps(w, coordinates, steps)
     return coordinates.first(first), coordinates.second(square)
@@ -121,8 +128,8 @@ def _collected(world: World, recursion: Recursion) -> np.ndarray:
     """Return E[c^{2t} 1], E[c^t Y 1] and E[Y² 1], [L, 3, S], of Y = Σ_{u<t} c^u x_u − b_0, 1 meaning alive in s at t."""
     w, c = world, recursion.carry
     out = np.zeros((w.cut, 3, w.num_states))
-    b = np.zeros(w.num_states) if recursion.subtract is None else recursion.subtract(0)
-    out[0] = w.mdp.initial.numpy() * np.stack([np.ones_like(b), -b, b**2])
+    b = recursion.baseline(0)[:, 0]
+    out[0] = w.mdp.initial.numpy() * np.stack(np.broadcast_arrays(1.0, -b, b**2))
     for t in range(w.cut - 1):
         x = recursion.local(t)
         zero, one, two = (m[:, None, None] for m in out[t])

@@ -16,8 +16,8 @@ from varlab.policies.networks import Linear
 from varlab.values.exact import linear_system
 from varlab.values.linear_quadratic import QuadraticValues
 
-#: Multiplications that may be spent without being asked for: about a second.
-OPERATIONS = 10**9
+#: Multiplications that may be spent without being asked for: about ten seconds.
+OPERATIONS = 10**10
 
 
 def exact_rows(
@@ -53,9 +53,11 @@ def exact_rows(
     quadratic = linear_system(env) and type(policy) is Linear and cut is None and isinstance(source, QuadraticValues | None)
     if wanted is False or not (tabular or quadratic):
         return nothing, ""
-    p = num_parameters(policy)
-    entries = 0 if tabular else env.horizon * (env.system.state_dim + env.system.action_dim)
-    cost = operations(env, p, len(phi), cut) if tabular else env.horizon**2 * entries**2 * p * len(phi)
+    if tabular:
+        cost = operations(env, policy, len(phi), cut)
+    else:
+        entries = env.horizon * (env.system.state_dim + env.system.action_dim)
+        cost = 5 * env.horizon**2 * entries**2 * num_parameters(policy) * len(phi)  # a handful of cumulants for each pair
     if wanted is None and cost > OPERATIONS:
         return nothing, f"exact_variance is empty because it would take {cost:.0e} multiplications; set exact=true to have it."
     if tabular:

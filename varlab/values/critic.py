@@ -21,6 +21,7 @@ from varlab.envs.finite import FiniteMDP
 from varlab.policies.base import features
 from varlab.policies.networks import ACTIVATIONS, mlp
 from varlab.types import Trajectories, Values
+from varlab.values.functions import at_nodes
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Critic:
 
         Args:
             traj: trajectories of the critic's environment.
-            need: which of ``v`` and ``q`` are wanted.
+            need: which of ``v``, ``q`` and ``q_nodes`` are wanted.
 
         Returns:
             Values at every step, float64.
@@ -144,6 +145,7 @@ class Critic:
             v_stale=v[traj.last_row] if v is not None else None,  # this critic does not see the time
             v_last=net.value(traj.last_obs).double() if "v" in need else None,
             q=net.action_value(traj.obs, traj.action).double() if "q" in need else None,
+            q_nodes=at_nodes(lambda obs, a, t: net.action_value(obs, a), traj).double() if "q_nodes" in need else None,
             source=self.source,
             steps=self.steps,
         )

@@ -128,7 +128,7 @@ class ExactValues:
 
         Args:
             traj: trajectories of the same finite MDP.
-            need: which of ``v`` and ``q`` are wanted.
+            need: which of ``v``, ``q`` and ``q_nodes`` are wanted.
 
         Returns:
             Values at every step.
@@ -138,5 +138,6 @@ class ExactValues:
             v_last=self.v[traj.length, traj.last_state] if "v" in need else None,
             v_stale=self.v[traj.length, traj.state[traj.last_row]] if "v" in need else None,
             q=self.q[traj.time, traj.state, traj.action] if "q" in need else None,
+            q_nodes=self.q[traj.time[:, None], traj.state[:, None], traj.nodes.action] if "q_nodes" in need else None,
             source=self.source,
         )

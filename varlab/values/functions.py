@@ -1,4 +1,4 @@
-"""Values that a user gives as functions of observation and time."""
+"""Values that a user gives as functions of observation, action and time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from torch import Tensor
 from varlab import checks
 from varlab.envs.finite import FiniteMDP
 from varlab.types import Trajectories, Values
+
+
+def at_nodes(q: Callable[[Tensor, Tensor, Tensor], Tensor], traj: Trajectories) -> Tensor:
+    """Return q(obs, action, t) at the nodes of every step, [M, J]."""
+    m, j = traj.nodes.weight.shape
+    obs, t = (x.repeat_interleave(j, 0) for x in (traj.obs, traj.time))
+    return q(obs, traj.nodes.action.flatten(0, 1), t).reshape(m, j)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class FunctionValues:
 
         Args:
             traj: trajectories.
-            need: which of ``v`` and ``q`` are wanted.
+            need: which of ``v``, ``q`` and ``q_nodes`` are wanted.
 
         Returns:
             Values at every step, float64.
@@ -53,7 +60,7 @@ class FunctionValues:
         Raises:
             InputError: if a function that is needed was not given.
         """
-        for name in need:
+        for name in sorted({x.removesuffix("_nodes") for x in need}):
             if getattr(self, name) is None:
                 raise checks.InputError(
                     f"A function {name} was expected because one Φ needs it, but FunctionValues was given none; pass {name}=…"
@@ -63,6 +70,7 @@ class FunctionValues:
             v_last=self.v(traj.last_obs, traj.length).double() if "v" in need else None,
             v_stale=self.v(traj.obs[traj.last_row], traj.length).double() if "v" in need else None,
             q=self.q(traj.obs, traj.action, traj.time).double() if "q" in need else None,
+            q_nodes=at_nodes(self.q, traj).double() if "q_nodes" in need else None,
             source=self.source,
             steps=self.steps,
         )

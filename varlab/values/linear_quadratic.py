@@ -21,6 +21,7 @@ from varlab.envs.lqg import LQG, LinearQuadratic
 from varlab.policies.base import parameters
 from varlab.policies.networks import Linear
 from varlab.types import Trajectories, Values
+from varlab.values.functions import at_nodes
 
 #: Name of a parameter of :class:`~varlab.policies.Linear` → what it is here.
 PARTS = {"net.weight": "weight", "net.bias": "bias", "log_std.value": "log_std"}
@@ -133,7 +134,7 @@ class QuadraticValues:
 
         Args:
             traj: trajectories of the same system.
-            need: which of ``v`` and ``q`` are wanted.
+            need: which of ``v``, ``q`` and ``q_nodes`` are wanted.
 
         Returns:
             Values at every step.
@@ -143,6 +144,7 @@ class QuadraticValues:
             v_last=self.v(traj.last_obs, traj.length) if "v" in need else None,
             v_stale=self.v(traj.obs[traj.last_row], traj.length) if "v" in need else None,
             q=self.q(traj.obs, traj.action, traj.time) if "q" in need else None,
+            q_nodes=at_nodes(self.q, traj) if "q_nodes" in need else None,
             source=self.source,
             steps=self.steps,
         )

@@ -1,0 +1,26 @@
+"""When what a Φ claims is a proof: which settings make E g = ∇J hold without measuring it."""
+
+from __future__ import annotations
+
+from varlab.estimators.base import Estimator
+
+
+def proven(
+    estimator: Estimator, objective: str, *, gamma: float, discount_weighting: bool, cut: int | None, values_source: str
+) -> bool:
+    """Say whether E g is the gradient of an objective by the estimator's claim and the settings.
+
+    Args:
+        estimator: the choice of Φ.
+        objective: ``J_1`` or ``J_gamma``.
+        gamma: γ of the estimator.
+        discount_weighting: whether step t is weighted by γ^t.
+        cut: L, or None for H; what is not sampled is missing from the gradient.
+        values_source: ``exact`` where V and Q are those of the policy.
+
+    Returns:
+        True where it is proven; False where it is not, which does not make it biased.
+    """
+    same_objective = gamma == 1.0 or (objective == "J_gamma" and (discount_weighting or not estimator.weighted))
+    claim = estimator.unbiased == "always" or (estimator.unbiased == "given exact values" and values_source == "exact")
+    return claim and same_objective and cut is None

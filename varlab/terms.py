@@ -1,0 +1,193 @@
+"""Every estimator as a sum of scores at chosen pairs of observation and action: the rows that measurements are made of.
+
+The gradient of unit i under choice k is
+
+    g_ik = (1/G) Σ_{rows r of unit i} z(obs_r, action_r) φ_rk,
+
+with rows for the steps taken (φ = w_t Φ_t) and, where an estimator asks for them, for the nodes of each step
+(φ = w_t p_tj ψ_tj; :mod:`varlab.estimators.nodes`). A unit is G consecutive trajectories, most often one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from varlab import checks
+from varlab.estimators.base import Batch, Estimator, weight
+from varlab.estimators.nodes import NodeEstimator, node_weight, with_nodes
+from varlab.scores.base import BatchScores, ScoreMap
+from varlab.types import Chunk, Trajectories
+
+#: Reads values along trajectories: (trajectories, names asked for) → what a Φ reads.
+Reader = Callable[[Trajectories, frozenset[str]], Batch]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """J rows at each of M steps, weighted under k of the K choices.
+
+    Attributes:
+        offsets: [U + 1] first step of each unit.
+        obs: [M, ...].
+        action: [M, J] or [M, J, action dimension].
+        weights: [M, J, k] float64 φ.
+        columns: which of the K choices have weights here.
+    """
+
+    offsets: Tensor
+    obs: Tensor
+    action: Tensor
+    weights: Tensor
+    columns: list[int]
+
+    @classmethod
+    def of_steps(cls, traj: Trajectories, weights: Tensor, unit: int = 1) -> Terms:
+        """Return the steps taken with weights w_t Φ_t [M, K]; ``unit`` is G."""
+        columns = list(range(weights.shape[1]))
+        return cls(unit_offsets(traj, unit), traj.obs, traj.action.unsqueeze(1), _mean(weights, unit).unsqueeze(1), columns)
+
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """Split into padded groups of at most ``size`` units of similar length, longest first."""
+        for index in torch.argsort(self.offsets.diff(), descending=True, stable=True).split(size):
+            yield Chunk.of(self.offsets, index)
+
+    def at(self, scores: ScoreMap, chunk: Chunk, dtype: torch.dtype) -> tuple[BatchScores, Tensor]:
+        """Return the scores of a chunk's rows and their φ [C, k, T J], 0 after the end of a unit."""
+        obs, action = self.obs[chunk.rows], self.action[chunk.rows]
+        obs = obs.unsqueeze(2).expand(*action.shape[:3], *obs.shape[2:]).flatten(1, 2)
+        phi = (self.weights[chunk.rows] * chunk.mask[..., None, None]).flatten(1, 2)
+        return scores.at(obs, action.flatten(1, 2)), phi.transpose(1, 2).to(dtype).contiguous()
+
+
+class JoinedScores:
+    """Scores of a chunk's steps and of its nodes; to whoever adds up gradients it looks like the scores of the steps."""
+
+    def __init__(self, steps: BatchScores, further: Sequence[tuple[BatchScores, Tensor, list[int]]]) -> None:
+        """Join the scores of the steps with (scores, φ, columns) of further rows; each has buffers of its own."""
+        self.steps, self.further, self.num_parameters = steps, further, steps.num_parameters
+
+    def blocks(self, phi: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give gradients [C, K, p] one parameter tensor at a time, for φ [C, K, T] of the steps."""
+        nodes = [scores.blocks(psi) for scores, psi, _ in self.further]
+        for (index, g), *more in zip(self.steps.blocks(phi), *nodes, strict=True):
+            for (_, extra), (_, _, columns) in zip(more, self.further, strict=True):
+                g[:, columns] += extra
+            yield index, g
+
+
+def assemble(
+    phi: Sequence[Estimator], traj: Trajectories, policy: nn.Module, read: Reader, discount_weighting: bool, unit: int = 1
+) -> list[Terms]:
+    """Return the rows of K estimators: first the steps, then those nodes that some of them ask for.
+
+    Args:
+        phi: the K choices.
+        traj: N trajectories.
+        policy: gives the nodes.
+        read: called once for the plain choices and once for each number of nodes, with what they ask for.
+        discount_weighting: w_t = γ^t if true, 1 if false.
+        unit: G trajectories per unit; N must be a multiple.
+
+    Returns:
+        Terms whose units are the same.
+    """
+    groups: dict[int | None, list[int]] = {}
+    for k, e in enumerate(phi):
+        groups.setdefault(e.nodes if isinstance(e, NodeEstimator) else None, []).append(k)
+    steps, further = {}, []
+    for m, columns in groups.items():
+        asks = frozenset().union(*(phi[k].asks for k in columns))
+        batch = read(traj if m is None else with_nodes(policy, traj, m), asks)
+        steps |= {k: weight(phi[k], batch, discount_weighting) for k in columns}
+        if m is not None:
+            psi = torch.stack([node_weight(phi[k], batch, discount_weighting) for k in columns], 2)
+            further.append(Terms(unit_offsets(traj, unit), traj.obs, batch.traj.nodes.action, _mean(psi, unit), columns))
+    return [Terms.of_steps(traj, torch.stack([steps[k] for k in range(len(phi))], 1), unit), *further]
+
+
+def chunks(
+    terms: Sequence[Terms], maps: Sequence[ScoreMap], size: int, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, BatchScores | JoinedScores, Tensor]]:
+    """Go through the units in padded groups of similar length.
+
+    Args:
+        terms: of the steps, then of nodes.
+        maps: a score map for each, which share no buffers.
+        size: units in a group.
+        dtype: of the gradients.
+
+    Yields:
+        (index [C] of the units, their scores, φ [C, K, T] of the steps).
+    """
+    for chunk in terms[0].chunks(size):
+        (scores, phi), *further = (t.at(m, chunk, dtype) for t, m in zip(terms, maps, strict=True))
+        joined = [(*f, t.columns) for f, t in zip(further, terms[1:], strict=True)]
+        yield chunk.index, JoinedScores(scores, joined) if joined else scores, phi
+
+
+def summed(terms: Sequence[Terms], scores: ScoreMap, dtype: torch.dtype, rows: int) -> Tensor:
+    """Return Σ_i g_i [K, P] float64.
+
+    Args:
+        terms: of the steps, then of nodes.
+        scores: score map.
+        dtype: of the gradients.
+        rows: most rows in one pass, unless one unit has more.
+
+    Returns:
+        The sum over units.
+    """
+    weights = terms[0].weights
+    out = torch.zeros(weights.shape[2], scores.num_parameters, dtype=torch.float64, device=weights.device)
+    for t in terms:
+        size = max(1, rows // (int(t.offsets.diff().max()) * t.action.shape[1]))
+        for chunk in t.chunks(size):
+            batch, phi = t.at(scores, chunk, dtype)
+            out[t.columns] += batch.apply_sum(phi).double()
+    return out
+
+
+def pieces(traj: Trajectories, steps: int, unit: int = 1) -> list[tuple[int, Trajectories]]:
+    """Cut into runs of whole units of about ``steps`` steps, so that what is made at every node stays small.
+
+    Args:
+        traj: N trajectories.
+        steps: a piece exceeds them by less than one unit.
+        unit: G trajectories per unit.
+
+    Returns:
+        (first unit, trajectories) of each piece, in order.
+    """
+    _, counts = torch.unique_consecutive(unit_offsets(traj, unit)[:-1] // max(1, steps), return_counts=True)
+    ends = counts.cumsum(0).tolist()
+    return [(i, _run(traj, i * unit, j * unit)) for i, j in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def unit_offsets(traj: Trajectories, unit: int) -> Tensor:
+    """Return the first step of each unit of G trajectories, [N / G + 1].
+
+    Raises:
+        InputError: if the trajectories do not fill whole units.
+    """
+    if len(traj) % unit:
+        raise checks.InputError(
+            f"Whole units of {unit} trajectories were expected, but {len(traj)} trajectories of {traj.env} came; give a multiple."
+        )
+    return traj.offsets[::unit]
+
+
+def _mean(weights: Tensor, unit: int) -> Tensor:
+    return weights if unit == 1 else weights / unit
+
+
+def _run(traj: Trajectories, i: int, j: int) -> Trajectories:
+    """Return trajectories i to j − 1."""
+    a, b = int(traj.offsets[i]), int(traj.offsets[j])
+    rows = {name: x[a:b] for name in ("obs", "action", "reward", "state") if (x := getattr(traj, name)) is not None}
+    ends = ("terminated", "truncated", "last_obs", "last_state")
+    rows |= {name: x[i:j] for name in ends if (x := getattr(traj, name)) is not None}
+    return replace(traj, offsets=traj.offsets[i : j + 1] - a, nodes=None, **rows)
