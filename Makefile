@@ -6,7 +6,7 @@ WORKERS ?= 2
 PY := .venv/bin/python
 STAMP := .venv/.installed
 
-.PHONY: help reproduce test test-oracles benchmark lint clean
+.PHONY: help reproduce test test-oracles calibrate benchmark lint clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test: lint  ## check the style, then run every test
 
 test-oracles: $(STAMP)  ## compare exact moments with a million trajectories on each of five worlds (a few minutes)
 	$(PY) -m pytest tests/slow
+
+calibrate: $(STAMP)  ## measure how often the intervals hold exact values (about an hour on 2 cores; resumes where it stopped)
+	$(PY) scripts/calibrate.py
 
 benchmark: $(STAMP)  ## print the speed of varlab against its peers, as ratios
 	$(PY) scripts/benchmark.py

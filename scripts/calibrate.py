@@ -37,6 +37,7 @@ def main(cfg: DictConfig) -> None:
     # Imported here so that --help stays quick.
     import pandas as pd
 
+    import varlab
     from varlab import checks, storage
     from varlab.analysis import figures
     from varlab.studies import calibration, coverage
@@ -44,16 +45,17 @@ def main(cfg: DictConfig) -> None:
     names = [checks.one_of("world", w, calibration.CASES) for w in cfg.worlds or calibration.CASES]
     jobs = [(w, n, cfg.repeats, cfg.seed, cfg.cache) for w, n in calibration.jobs(names, cfg.n)]
     with ProcessPoolExecutor(cfg.workers, multiprocessing.get_context("spawn")) as pool:
-        table = pd.concat([pd.read_csv(p) for p in pool.map(one, jobs)], ignore_index=True)
+        table = pd.concat([pd.read_csv(p) for p in pool.map(one, jobs)], ignore_index=True).assign(numerics=varlab.NUMERICS)
     out, command = Path(cfg.out), shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     style = OmegaConf.to_container(cfg.style, resolve=True)
     with storage.atomic(out / "table.csv") as part:
         table.to_csv(part, index=False)
-    text = coverage.to_markdown(table)
-    storage.write_text(out / "table.md", text)
+    rules, ranges = coverage.rules_to_markdown(table), coverage.to_markdown(table)
+    storage.write_text(out / "rules.md", rules)
+    storage.write_text(out / "table.md", ranges)
     written = figures.save(coverage.draw(table, style), out, "coverage", coverage.caption(table, command), style)
-    print(text)
-    print("Written:", *written, out / "table.csv", out / "table.md", sep="\n  ")
+    print(ranges, rules, sep="\n")
+    print("Written:", *written, *(out / name for name in ("table.csv", "table.md", "rules.md")), sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from varlab.analysis import readme
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLE, SPEED = "results/reproduce/table.md", "results/benchmarks/latest.json"
+TABLE, RULES, SPEED = "results/reproduce/table.md", "results/calibration/rules.md", "results/benchmarks/latest.json"
 
 
 def filled() -> str:
@@ -16,7 +16,9 @@ def filled() -> str:
     parts = {
         TABLE: (ROOT / TABLE).read_text(encoding="utf-8").strip(),
         SPEED: readme.speed_table((ROOT / SPEED).read_text(encoding="utf-8")),
+        RULES: (ROOT / RULES).read_text(encoding="utf-8").strip(),
         "phi": readme.phi_table(),
+        "worlds": readme.worlds_table(),
     }
     return readme.fill((ROOT / "README.md").read_text(encoding="utf-8"), parts)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 import re
 from collections.abc import Mapping
 
 from varlab import checks
+from varlab.envs import worlds
 from varlab.estimators import REGISTRY, SOURCE_TEXT
 
 PART = re.compile(r"(<!-- begin (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -20,6 +23,17 @@ def phi_table() -> str:
         made = REGISTRY[name]()
         claim = made.unbiased + (", always at λ = 1" if name == "gae" else "")
         lines.append(f"| `{made.label}` | {made.formula.replace('|', chr(92) + '|')} | {claim} | {made.source} |")
+    return "\n".join(lines)
+
+
+def worlds_table() -> str:
+    """Return the table of varlab's own worlds: Gymnasium id, steps, and the first sentence of what makes it."""
+    lines = ["| id | steps | world |", "| --- | ---: | --- |"]
+    for made, limit in worlds.LIMITS.items():
+        module, _, function = re.search(r":func:`varlab\.envs\.((\w+)\.(\w+))`", made.__doc__).groups()[0].partition(".")
+        text = inspect.getdoc(getattr(importlib.import_module(f"varlab.envs.{module}"), function))
+        what = text.split("\n\n")[0].split(". ")[0].replace("\n", " ").removeprefix("Return ").removeprefix("Draw ").split(" (see")[0].rstrip(".")
+        lines.append(f"| `{worlds.NAMESPACE}/{made.__name__}-v0` | {limit} | {what.replace('|', chr(92) + '|')} |")
     return "\n".join(lines)
 
 

@@ -78,11 +78,16 @@ def rules(table: pd.DataFrame) -> list[Rule]:
     ]  # fmt: skip
 
 
-def to_markdown(table: pd.DataFrame) -> str:
-    """Return the rules with what was found, and per world and n the range over Φ of coverage, false alarms and power in %."""
+def rules_to_markdown(table: pd.DataFrame) -> str:
+    """Return the rules with what was found."""
     lines = ["| rule | holds | found |", "|---|---|---|"]
     lines += [f"| {r.text} | {'yes' if r.holds else '**no**'} | {r.found} |" for r in rules(table)]
-    lines += ["", f"Ranges over Φ in % of {table['repeats'].iloc[0]:,} repeats; flagged: share of flagged repeats.", ""]
+    return "\n".join(lines) + "\n"
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Return, per world and n, the range over Φ of coverage, false alarms and power in %."""
+    lines = [f"Ranges over Φ in % of {table['repeats'].iloc[0]:,} repeats; flagged: share of flagged repeats.", ""]
     lines += ["| world | n | kurtosis | " + " | ".join(TITLES.values()) + " | flagged |", "|---|" + "---:|" * (len(TITLES) + 3)]
     for (world, n), part in table.groupby(["world", "n"], sort=False):
         own = part[~part["constant"].astype(bool)]
