@@ -430,12 +430,13 @@ def test_progress_counts_every_stream_to_its_end():
 
 
 def test_memory_limit_drops_moments_per_parameter_and_says_so(result, caplog):
-    means = 50 * len(PHI) * 6 * 8
-    made = measure(memory_limit=2 * means - 1)
+    means = 50 * len(PHI) * 6 * 12  # 8 bytes of a mean, 4 of what float64 leaves out of it
+    both = means + 50 * len(PHI) * 6 * 8
+    made = measure(memory_limit=both - 1)
     assert made.moments.m2 is None and any("memory_limit" in note for note in made.notes)
     assert "Variances per parameter were dropped" in caplog.text
     np.testing.assert_allclose(made.summary["variance"], result.summary["variance"], rtol=1e-10)
-    assert measure(memory_limit=2 * means, n=50).moments.m2 is not None
+    assert measure(memory_limit=both, n=50).moments.m2 is not None
     asked = measure(per_parameter=False, n=50)
     assert asked.moments.m2 is None and not any("memory_limit" in note for note in asked.notes)
     with pytest.raises(InputError, match="raise memory_limit or name fewer Φ"):

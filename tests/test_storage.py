@@ -436,7 +436,7 @@ def test_importing_varlab_loads_no_plotting_and_no_hydra():
 def test_an_unknown_public_name_is_an_attribute_error():
     import varlab
 
-    assert varlab.NUMERICS == 2 and varlab.__version__ == "0.1.0"
+    assert varlab.NUMERICS == 3 and varlab.__version__ == "0.1.0"
     with pytest.raises(AttributeError, match="no attribute 'mesure'"):
         varlab.mesure  # noqa: B018
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 #: Raised by every change that moves a number; part of each run's digest.
-NUMERICS = 2
+NUMERICS = 3
 
 __all__ = ["NUMERICS", "InputError", "Result", "__version__", "envs", "estimators", "exact", "measure", "policies", "values"]
 

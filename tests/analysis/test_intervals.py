@@ -12,7 +12,7 @@ from varlab.checks import InputError
 def test_linear_jackknife_of_a_mean_is_the_t_interval():
     x = np.random.default_rng(0).standard_normal(30)
     loo = np.array([np.delete(x, b).mean() for b in range(30)])
-    low, high = jackknife_interval(x.mean(), [loo], 0.9, LINEAR, skew=0.0)
+    low, high = jackknife_interval(x.mean(), [loo], 0.9, LINEAR, skew=False)
     expected = stats.t.interval(0.9, 29, loc=x.mean(), scale=stats.sem(x))
     np.testing.assert_allclose((low, high), expected, rtol=1e-12)
 
@@ -22,7 +22,7 @@ def test_two_independent_sets_give_the_welch_interval():
     x, y = rng.standard_normal(20), 3 * rng.standard_normal(12)
     loo = [np.array([np.delete(x, b).mean() - y.mean() for b in range(20)])]
     loo.append(np.array([x.mean() - np.delete(y, b).mean() for b in range(12)]))
-    got = jackknife_interval(x.mean() - y.mean(), loo, 0.95, LINEAR, skew=0.0)
+    got = jackknife_interval(x.mean() - y.mean(), loo, 0.95, LINEAR, skew=False)
     welch = stats.ttest_ind(x, y, equal_var=False).confidence_interval(0.95)
     np.testing.assert_allclose(got, (welch.low, welch.high), rtol=1e-12)
 
@@ -100,5 +100,21 @@ def test_skewness_correction_covers_heavy_tails_where_the_plain_intervals_fail()
     assert covered > 0.91
     assert above < 0.065
     # negative controls: the log alone, and the plain jackknife
-    assert coverage(lambda v, x: jackknife_interval(v, [x], skew=0.0))[1] > 0.08
-    assert coverage(lambda v, x: jackknife_interval(v, [x], scale=LINEAR, skew=0.0))[1] > 0.1
+    assert coverage(lambda v, x: jackknife_interval(v, [x], skew=False))[1] > 0.08
+    assert coverage(lambda v, x: jackknife_interval(v, [x], scale=LINEAR, skew=False))[1] > 0.1
+
+
+def test_skewness_counts_in_part_where_it_brings_an_end_closer():
+    """The widest of the corrections by the whole skewness and by a share of it, end by end."""
+    x = np.random.default_rng(11).exponential(size=30)
+    loo = (x.sum() - x) / 29
+    whole, none = (jackknife_interval(x.mean(), [loo], scale=LINEAR, inward=share) for share in (1.0, 0.0))
+    third = -intervals.skewness(loo) / np.sqrt(30)
+    q, se = intervals.student(0.95, intervals.degrees_of_freedom(loo)), stats.sem(x)
+    half = intervals.skew_quantile(q, third / 2), intervals.skew_quantile(-q, third / 2)
+    got = jackknife_interval(x.mean(), [loo], scale=LINEAR, inward=0.5)
+    np.testing.assert_allclose(got, (min(whole.low, x.mean() - se * half[0]), max(whole.high, x.mean() - se * half[1])))
+    assert none.low < got.low < whole.low
+    assert got.high == none.high == whole.high
+    direct = jackknife_interval(x.mean(), [loo], scale=LINEAR, degrees=3.0)
+    assert direct.high - direct.low > whole.high - whole.low

@@ -142,7 +142,8 @@ def test_every_statistic_and_interval_equals_brute_force(small, sampled):
             scale = {"scale": FISHER} if name == "cosine" else {}
             if name == "variance_ratio":
                 both = ([np.log(total_variance(without(x, b))) for b in range(9)] for x in (parts, comparator))
-                scale = {"skew": 0.5, "most_degrees": min(degrees_of_freedom(x) for x in both)}
+                degrees = degrees_of_freedom(np.log(sources[0])), min(degrees_of_freedom(x) for x in both)
+                scale = {"inward": 0.5, "degrees": 2 / (1 / degrees[0] + 1 / degrees[1])}
             expected = jackknife_interval(value, sources, **scale)
             np.testing.assert_allclose((row[f"{name}_low"], row[f"{name}_high"]), expected, rtol=1e-8, err_msg=name)
 
@@ -459,7 +460,7 @@ def test_bias_test_has_its_size_and_power_and_the_naive_jackknife_has_not(calibr
         blocks = CentredBlocks.of(moments.count, moments.mean[:, 0])
         d = blocks.mean - grad
         args = (d @ d, blocks.dev @ d, blocks.dev_sq, blocks.weight)
-        low, _ = jackknife_interval(bias.pair_square(*args), [bias.pair_square_leave_one_out(*args)], 0.9, LINEAR, skew=0.0)
+        low, _ = jackknife_interval(bias.pair_square(*args), [bias.pair_square_leave_one_out(*args)], 0.9, LINEAR, skew=False)
         alarms.append(low > 0)
     assert np.mean(alarms) < 0.015
 

@@ -115,7 +115,7 @@ def test_every_row_is_there_and_the_plain_jackknife_covers_less(monkeypatch):
     assert (variance["kurtosis"] > 60).all()
 
     def plain(value, sources, level=0.95, scale=intervals.LOG, **_):
-        return intervals.jackknife_interval(value, sources, level, intervals.LINEAR, skew=0.0)
+        return intervals.jackknife_interval(value, sources, level, intervals.LINEAR, skew=False)
 
     monkeypatch.setattr(statistics, "jackknife_interval", plain)
     worse = calibrate("Gaussian bandit, 1 action", 1000, 60)

@@ -207,7 +207,7 @@ def _cosine(whole: _Pieces, drops: list[_Pieces], size: float, resolved: bool) -
         return float(np.clip(value, -1, 1)), -1.0, 1.0
     if abs(value) < 1 and all((np.abs(x) < 1).all() for x in sources):
         return value, *intervals.jackknife_interval(value, sources, scale=intervals.FISHER)
-    ends = intervals.jackknife_interval(value, sources, scale=intervals.LINEAR, skew=0.0)
+    ends = intervals.jackknife_interval(value, sources, scale=intervals.LINEAR, skew=False)
     low, high = np.clip(ends, -1, 1)  # an estimate beyond 1 is sampling error of a cosine near 1
     return float(np.clip(value, -1, 1)), float(low), float(high)
 
@@ -227,4 +227,4 @@ def _mean_interval(x: np.ndarray) -> tuple[float, float]:
     """
     if len(x) < 2 or not (x > 0).all():
         return np.nan, np.nan
-    return intervals.jackknife_interval(float(x.mean()), [(x.sum() - x) / (len(x) - 1)], skew=0.0)
+    return intervals.jackknife_interval(float(x.mean()), [(x.sum() - x) / (len(x) - 1)], skew=False)

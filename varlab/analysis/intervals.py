@@ -173,8 +173,9 @@ def jackknife_interval(
     sources: Sequence[ArrayLike],
     level: float = 0.95,
     scale: Scale = LOG,
-    skew: float = 1.0,
-    most_degrees: float = np.inf,
+    skew: bool = True,
+    inward: float = 1.0,
+    degrees: float | None = None,
 ) -> Interval:
     """Jackknife interval of a statistic of one or more independent sets of blocks.
 
@@ -186,9 +187,9 @@ def jackknife_interval(
         sources: for each set, [B_s] values of x without block b of that set, inside the domain of ``scale``.
         level: coverage.
         scale: change of variable.
-        skew: share of the skewness for which both ends are corrected by :func:`skew_quantile`; 0 also keeps the degrees of
-            freedom B − 1 instead of those of :func:`degrees_of_freedom`.
-        most_degrees: degrees of freedom that are not exceeded.
+        skew: correct both ends for heavy tails, with :func:`skew_quantile` and :func:`degrees_of_freedom`.
+        inward: share of the skewness that counts where it would bring an end closer.
+        degrees: degrees of freedom, if other than those of the blocks.
 
     Returns:
         Both ends; equal to ``value`` where leaving blocks out changes nothing.
@@ -198,12 +199,14 @@ def jackknife_interval(
     se = float(np.sqrt(sum(variances)))
     if se == 0:
         return Interval(float(value), float(value))
-    degrees = welch_satterthwaite(variances, [degrees_of_freedom(x) if skew else x.size - 1 for x in moved])
-    q = student(level, min(degrees, most_degrees))
+    if degrees is None:
+        degrees = welch_satterthwaite(variances, [degrees_of_freedom(x) if skew else x.size - 1 for x in moved])
+    q = student(level, degrees)
     third = 0.0
     if skew:
         # a pseudo-value falls as its leave-one-out value rises, hence the sign; the mean of B has 1/√B of their skewness
         third = sum(-skewness(x) / np.sqrt(x.size) * (v**0.5 / se) ** 3 for x, v in zip(moved, variances, strict=True))
     centre = scale.forward(np.float64(value))
-    low, high = (scale.inverse(centre - se * skew_quantile(t, skew * third)) for t in (q, -q))
-    return Interval(float(low), float(high))
+    outer, inner = ([skew_quantile(t, share * third) for t in (q, -q)] for share in (1.0, inward))
+    low, high = max(outer[0], inner[0]), min(outer[1], inner[1])
+    return Interval(float(scale.inverse(centre - se * low)), float(scale.inverse(centre - se * high)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -27,13 +25,10 @@ def phi_table() -> str:
 
 
 def worlds_table() -> str:
-    """Return the table of varlab's own worlds: Gymnasium id, steps, and the first sentence of what makes it."""
+    """Return the table of varlab's own worlds: Gymnasium id, steps, and what it is."""
     lines = ["| id | steps | world |", "| --- | ---: | --- |"]
     for made, limit in worlds.LIMITS.items():
-        module, _, function = re.search(r":func:`varlab\.envs\.((\w+)\.(\w+))`", made.__doc__).groups()[0].partition(".")
-        text = inspect.getdoc(getattr(importlib.import_module(f"varlab.envs.{module}"), function))
-        what = text.split("\n\n")[0].split(". ")[0].replace("\n", " ").removeprefix("Return ").removeprefix("Draw ").split(" (see")[0].rstrip(".")
-        lines.append(f"| `{worlds.NAMESPACE}/{made.__name__}-v0` | {limit} | {what.replace('|', chr(92) + '|')} |")
+        lines.append(f"| `{worlds.NAMESPACE}/{made.__name__}-v0` | {limit} | {made.__doc__.split(' (:func')[0]} |")
     return "\n".join(lines)
 
 

@@ -209,9 +209,10 @@ def _ratio(
     if own[0] == 0 or not ((own[1] > 0).all() and (comparator[1] > 0).all()):
         return value, Interval(0.0, 0.0 if own[0] == 0 else math.inf)
     # Tails of both cancel in part, and with them what the blocks show of skewness and kurtosis. Chosen by simulation: half of
-    # the skewness, and no more degrees of freedom than either variance has.
-    degrees = min(degrees_of_freedom(np.log(x[1])) for x in (own, comparator))
-    return value, jackknife_interval(value, [own[1] / comparator[1]], level, skew=0.5, most_degrees=degrees)
+    # the skewness where it narrows, and degrees of freedom between those of the ratio and of the heavier variance.
+    loo = own[1] / comparator[1]
+    shown, heavier = degrees_of_freedom(np.log(loo)), min(degrees_of_freedom(np.log(x[1])) for x in (own, comparator))
+    return value, jackknife_interval(value, [loo], level, inward=0.5, degrees=2.0 / (1.0 / shown + 1.0 / heavier))
 
 
 def _bias_rows(
@@ -302,6 +303,6 @@ def _cosine(
         sources.append((inner - truth.blocks.h * (truth.blocks.dev @ m)) / np.sqrt(truth.square_loo * spread))
     if abs(value) < 1 and all((np.abs(x) < 1).all() for x in sources):
         return value, jackknife_interval(value, sources, level, FISHER)
-    low, high = jackknife_interval(value, sources, level, LINEAR, skew=0.0)
+    low, high = jackknife_interval(value, sources, level, LINEAR, skew=False)
     # an estimate beyond 1 is sampling error of a cosine near 1
     return min(max(value, -1.0), 1.0), Interval(min(max(low, -1.0), 1.0), min(max(high, -1.0), 1.0))

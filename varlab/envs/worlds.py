@@ -81,7 +81,7 @@ class SingleEnv(gymnasium.Env):
 
 
 class PointMass(SingleEnv):
-    """See :func:`varlab.envs.lqg.point_mass`."""
+    """A point mass that is pushed to the origin, linear-quadratic-Gaussian (:func:`varlab.envs.lqg.point_mass`)."""
 
     def __init__(self, **kwargs: object) -> None:
         """Pass dim, dt, mass, state_cost, action_cost and noise on."""
@@ -89,7 +89,7 @@ class PointMass(SingleEnv):
 
 
 class RandomLQG(SingleEnv):
-    """See :func:`varlab.envs.lqg.random_system`."""
+    """A random linear-quadratic-Gaussian system, A of set spectral radius (:func:`varlab.envs.lqg.random_system`)."""
 
     def __init__(self, seed: int = 0, **kwargs: object) -> None:
         """Pass seed, state_dim, action_dim, spectral_radius and noise on."""
@@ -97,7 +97,7 @@ class RandomLQG(SingleEnv):
 
 
 class GaussianBandit(SingleEnv):
-    """See :func:`varlab.envs.closed_form.gaussian_bandit`."""
+    """r = −‖a‖² with a ∈ R^dim, one step (:func:`varlab.envs.closed_form.gaussian_bandit`)."""
 
     def __init__(self, dim: int = 10) -> None:
         """Pass the action dimension on."""
@@ -105,7 +105,7 @@ class GaussianBandit(SingleEnv):
 
 
 class TwoArms(SingleEnv):
-    """See :func:`varlab.envs.closed_form.two_arms`."""
+    """r = 1{a = 1}, one state, one step (:func:`varlab.envs.closed_form.two_arms`)."""
 
     def __init__(self) -> None:
         """Build the bandit."""
@@ -113,7 +113,7 @@ class TwoArms(SingleEnv):
 
 
 class SignFlip(SingleEnv):
-    """See :func:`varlab.envs.closed_form.sign_flip`."""
+    """Leaving out γ^t turns the gradient round (:func:`varlab.envs.closed_form.sign_flip`)."""
 
     def __init__(self) -> None:
         """Build the seven states."""
@@ -121,7 +121,7 @@ class SignFlip(SingleEnv):
 
 
 class ConstantReturn(SingleEnv):
-    """See :func:`varlab.envs.closed_form.constant_return`."""
+    """The return is always 0, and reward-to-go is worse than it (:func:`varlab.envs.closed_form.constant_return`)."""
 
     def __init__(self) -> None:
         """Build the two states."""
@@ -129,7 +129,7 @@ class ConstantReturn(SingleEnv):
 
 
 class Compounding(SingleEnv):
-    """See :func:`varlab.envs.compounding.compounding`."""
+    """A ladder whose rungs pay ever more: heavy tails made of many paths (:func:`varlab.envs.compounding.compounding`)."""
 
     def __init__(self, **kwargs: object) -> None:
         """Pass rungs, growth, climb and stay on."""
@@ -137,7 +137,7 @@ class Compounding(SingleEnv):
 
 
 class RandomMDP(SingleEnv):
-    """See :func:`varlab.envs.random_mdp.random_mdp`."""
+    """A random finite MDP that pays in every step (:func:`varlab.envs.random_mdp.random_mdp`)."""
 
     def __init__(self, seed: int = 0, **kwargs: object) -> None:
         """Pass seed, states, actions, outcomes, ending, rewards and reward_scale on."""

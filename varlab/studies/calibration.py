@@ -50,19 +50,19 @@ def wrong_values(env: Environment) -> FunctionValues:
 
 #: Worlds of every kind that the oracles know: dense and sparse rewards, few and many parameters, light and heavy tails.
 CASES: Mapping[str, Case] = {
+    "Gaussian bandit, 1 action": Case(_world("GaussianBandit", "linear", dim=1), RETURNS[1:]),
+    "Gaussian bandit, 4 actions": Case(_world("GaussianBandit", "linear", dim=4), RETURNS[1:]),
+    "Gaussian bandit, sampled reference": Case(_world("GaussianBandit", "linear", dim=4), RETURNS[1:], {}, 32),
+    "sign flip": Case(_world("SignFlip", "linear"), FIVE, {"gamma": 0.5}),
+    "compounding": Case(_world("Compounding", "softmax_table", scale=0.5), FIVE),
+    "compounding, sampled reference": Case(_world("Compounding", "softmax_table", scale=0.5), RETURNS, {}, 16),
+    "random LQG": Case(_world("RandomLQG", "linear", scale=0.1, horizon=10, seed=1, state_dim=2, action_dim=1), RETURNS),
     "random MDP": Case(_world("RandomMDP", "softmax_table", seed=1), FIVE),
     "random MDP, wrong values": Case(
         _world("RandomMDP", "mlp", scale=4.0, seed=2), FIVE, {"gamma": 0.9, "values": wrong_values}
     ),
     "FrozenLake": Case(_world("FrozenLake-v1", "softmax_table", scale=0.5), FIVE),
     "slippery CliffWalking": Case(_world("CliffWalking-v1", "softmax_table", horizon=12, is_slippery=True), FIVE),
-    "sign flip": Case(_world("SignFlip", "linear"), FIVE, {"gamma": 0.5}),
-    "compounding": Case(_world("Compounding", "softmax_table", scale=0.5), FIVE),
-    "compounding, sampled reference": Case(_world("Compounding", "softmax_table", scale=0.5), RETURNS, {}, 16),
-    "random LQG": Case(_world("RandomLQG", "linear", scale=0.1, horizon=10, seed=1, state_dim=2, action_dim=1), RETURNS),
-    "Gaussian bandit, 4 actions": Case(_world("GaussianBandit", "linear", dim=4), RETURNS[1:]),
-    "Gaussian bandit, sampled reference": Case(_world("GaussianBandit", "linear", dim=4), RETURNS[1:], {}, 32),
-    "Gaussian bandit, 1 action": Case(_world("GaussianBandit", "linear", dim=1), RETURNS[1:]),
 }  # fmt: skip
 
 
