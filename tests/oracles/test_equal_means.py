@@ -24,7 +24,7 @@ GAMMA = 0.85
 ALWAYS = (
     "total_return", "reward_to_go", "constant_baseline", "time_baseline", "value_baseline", "n_step(k=9)", "gae(lam=1.0)",
 )  # fmt: skip
-GIVEN_EXACT = ("q_value", "advantage", "td_residual", "n_step(k=2)", "gae(lam=0.95)")
+GIVEN_EXACT = ("q_value", "advantage", "td_residual", "n_step(k=2)", "gae(lam=0.95)", "all_action")
 
 
 def world(seed):

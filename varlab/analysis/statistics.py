@@ -35,8 +35,8 @@ __all__ = ["Equality", "effective_directions", "equality_test", "equivalent", "h
 
 LEAST_BLOCKS = 8  # below it neither a block variance nor tr Σ² says anything
 WHOLE_CIRCLE = Interval(-1.0, 1.0)
-#: Trajectories per unit of kurtosis below which intervals of a variance are flagged.
-TAIL_LIMIT = 20
+#: Trajectories per unit of kurtosis below which tests and intervals are flagged.
+TAIL_LIMIT = 40
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def summarise(
         ``gradient-not-resolved`` (‖∇J‖² not positive at ``level``: nsr_high is inf, the cosine's interval [−1, 1] or from 0 on),
         ``reference-limited`` (tr Cov of the reference above a tenth of variance/n), ``zero-variance``,
         ``comparator-zero-variance`` (no ratio), ``cosine-undefined`` (N too large for a debiased ‖E g‖²), ``heavy-tails``
-        (n < :data:`TAIL_LIMIT` times the pilot's kurtosis: intervals of variance, ratio, nsr, mse and cosine may cover less).
+        (n < :data:`TAIL_LIMIT` times the pilot's kurtosis: the bias test may reject too often, intervals may cover too little).
     """
     _check(moments, reference, batch_size, draws)
     signs = bias_room.random_signs(rng, draws, len(moments.count))

@@ -52,23 +52,28 @@ def wrong_values(env: Environment) -> FunctionValues:
 CASES: Mapping[str, Case] = {
     "Gaussian bandit, 1 action": Case(_world("GaussianBandit", "linear", dim=1), RETURNS[1:]),
     "Gaussian bandit, 4 actions": Case(_world("GaussianBandit", "linear", dim=4), RETURNS[1:]),
-    "Gaussian bandit, sampled reference": Case(_world("GaussianBandit", "linear", dim=4), RETURNS[1:], {}, 32),
+    "Gaussian bandit, sampled reference": Case(_world("GaussianBandit", "linear", dim=4), RETURNS[1:], {}, 32, small=True),
+    "Gaussian bandit, 20 actions": Case(_world("GaussianBandit", "linear", dim=20), RETURNS[1:]),
     "sign flip": Case(_world("SignFlip", "linear"), FIVE, {"gamma": 0.5}),
     "compounding": Case(_world("Compounding", "softmax_table", scale=0.5), FIVE),
-    "compounding, sampled reference": Case(_world("Compounding", "softmax_table", scale=0.5), RETURNS, {}, 16),
-    "random LQG": Case(_world("RandomLQG", "linear", scale=0.1, horizon=10, seed=1, state_dim=2, action_dim=1), RETURNS),
-    "random MDP": Case(_world("RandomMDP", "softmax_table", seed=1), FIVE),
-    "random MDP, wrong values": Case(
-        _world("RandomMDP", "mlp", scale=4.0, seed=2), FIVE, {"gamma": 0.9, "values": wrong_values}
+    "compounding, sampled reference": Case(_world("Compounding", "softmax_table", scale=0.5), RETURNS, {}, 16, small=True),
+    "random LQG": Case(
+        _world("RandomLQG", "linear", scale=0.1, horizon=10, seed=1, state_dim=2, action_dim=1), RETURNS
     ),
-    "FrozenLake": Case(_world("FrozenLake-v1", "softmax_table", scale=0.5), FIVE),
-    "slippery CliffWalking": Case(_world("CliffWalking-v1", "softmax_table", horizon=12, is_slippery=True), FIVE),
+    "random MDP": Case(_world("RandomMDP", "softmax_table", seed=1), FIVE, small=True),
+    "random MDP, wrong values": Case(
+        _world("RandomMDP", "mlp", scale=4.0, seed=2), FIVE, {"gamma": 0.9, "values": wrong_values}, small=True
+    ),
+    "FrozenLake": Case(_world("FrozenLake-v1", "softmax_table", scale=0.5), FIVE, small=True),
+    "slippery CliffWalking": Case(
+        _world("CliffWalking-v1", "softmax_table", horizon=12, is_slippery=True), FIVE, small=True
+    ),
 }  # fmt: skip
 
 
 def jobs(worlds: Sequence[str], sizes: Sequence[int]) -> list[tuple[str, int]]:
-    """Return which worlds are measured at which n, the small n first; references are sampled at the smallest n alone."""
-    return [(w, n) for n in sorted(sizes) for w in worlds if n == min(sizes) or CASES[w].reference_share is None]
+    """Return which worlds are measured at which n, the small n first; some take too long at more than the smallest."""
+    return [(w, n) for n in sorted(sizes) for w in worlds if n == min(sizes) or not CASES[w].small]
 
 
 def truths(exact: ExactMoments) -> dict[str, np.ndarray]:

@@ -33,13 +33,15 @@ class Case:
         make: gives environment and policy.
         phi: the choices; ratios are to the first.
         settings: of :func:`varlab.measure`; ``values`` may be a function of the environment that gives them.
-        reference_share: n_reference / n of a sampled reference, besides the exact one; None for the exact one alone.
+        reference_share: n_reference / n of a sampled reference; None for the exact one.
+        small: whether it is measured at the smallest n alone.
     """
 
     make: Callable[[], tuple[Environment, nn.Module]]
     phi: tuple[str, ...]
     settings: dict = field(default_factory=dict)
     reference_share: int | None = None
+    small: bool = False
 
     def prepare(self, n: int, seed: int) -> Preparation:
         """Return a measurement of n trajectories in float64 that is about to begin."""
