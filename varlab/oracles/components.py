@@ -28,7 +28,7 @@ from varlab.envs.base import Environment
 from varlab.envs.registry import make as make_env
 from varlab.estimators.base import Estimator
 from varlab.estimators.recursion import Recursion
-from varlab.oracles.exact import recursion_of, world_of
+from varlab.oracles.exact import recursion_of, step_discount, world_of
 from varlab.oracles.world import World
 from varlab.types import Trajectories, Values
 from varlab.values.dynamic_programming import ExactValues
@@ -129,7 +129,7 @@ def components_of(world: World, estimator: Estimator, discount_weighting: bool) 
         The components.
     """
     recursion = recursion_of(world, estimator)
-    kappa = world.gamma if discount_weighting and estimator.weighted else 1.0
+    kappa = step_discount(world, estimator, discount_weighting)
     steps = world.cut
     weight = kappa ** np.arange(steps)
     future, past = _future(world, recursion), _past(world, recursion)

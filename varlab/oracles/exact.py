@@ -283,7 +283,7 @@ def exact_row(world: World, estimator: Estimator, discount_weighting: bool) -> E
     if recursion.total:
         first, second = total_sum(world, recursion)
     else:
-        first, second = weighted_sum(world, recursion, _step_discount(world, estimator, discount_weighting))
+        first, second = weighted_sum(world, recursion, step_discount(world, estimator, discount_weighting))
     return ExactRow(first, np.maximum(second - first**2, 0.0))
 
 
@@ -298,7 +298,7 @@ def fourth_row(world: World, estimator: Estimator, discount_weighting: bool) -> 
     Returns:
         Its moments.
     """
-    return fourth_moments(world, recursion_of(world, estimator), _step_discount(world, estimator, discount_weighting))
+    return fourth_moments(world, recursion_of(world, estimator), step_discount(world, estimator, discount_weighting))
 
 
 def _affordable(world: World, estimator: Estimator) -> None:
@@ -316,5 +316,6 @@ def _affordable(world: World, estimator: Estimator) -> None:
         )
 
 
-def _step_discount(world: World, estimator: Estimator, discount_weighting: bool) -> float:
+def step_discount(world: World, estimator: Estimator, discount_weighting: bool) -> float:
+    """Return κ of w_t = κ^t: γ where the estimator's steps are weighted, else 1."""
     return world.gamma if discount_weighting and estimator.weighted else 1.0
