@@ -20,10 +20,11 @@ from varlab.checks import InputError
 from varlab.envs import lqg
 from varlab.estimators import AT_CUT, Baseline, Batch, make, parse, weight
 from varlab.experiment import plan
+from varlab.layout import Layout
 from varlab.rng import Streams
 from varlab.rollout import rollout
 from varlab.summary import COLUMNS
-from varlab.types import Layout, Values
+from varlab.types import Values
 from varlab.values import CriticSettings, FunctionValues, evaluate, policy_table
 
 #: DESIGN section 6, word for word: the first columns of every summary, in this order.

@@ -10,8 +10,9 @@ from torch.distributions import Bernoulli, Beta, Categorical, Independent, Norma
 from varlab import envs, policies, rng, values
 from varlab.checks import InputError
 from varlab.envs import FiniteMDP
+from varlab.layout import Layout
 from varlab.rollout import parts, rollout
-from varlab.types import Layout, Trajectories
+from varlab.types import Trajectories
 
 STREAMS = rng.Streams(4)
 SEED = STREAMS.sequence("rollout")

@@ -22,10 +22,10 @@ from torch.distributions import Categorical
 from varlab import envs, estimators, scores, values
 from varlab.analysis import reference
 from varlab.envs.geometric import with_termination
+from varlab.layout import Layout
 from varlab.plans import plan
 from varlab.policies import log_prob, sample
 from varlab.rng import Streams, torch_generator
-from varlab.types import Layout
 
 LEVEL, REJECTED = 1e-3 / 20, 1e-9  # twenty p-values, every seed fixed beforehand; negative controls must be far below
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from varlab.checks import InputError
-from varlab.types import Layout, Moments, Reference, Trajectories
+from varlab.layout import Layout
+from varlab.types import Moments, Reference, Trajectories
 
 LENGTHS = [3, 1, 5, 2, 5]
 

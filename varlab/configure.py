@@ -5,6 +5,7 @@ Names in a configuration are looked up in the registries of the rooms; nothing i
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import re
@@ -79,6 +80,10 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
     theta = f"seed={plain['theta']['seed']}"
     if plain["theta"]["file"] is not None:
         theta = f"file:{storage.load_theta(plain['theta']['file'], policy)[:8]}"
+    behaviour, behaviour_label = None, None
+    if plain["behaviour"] is not None:
+        behaviour = copy.deepcopy(policy)
+        behaviour_label = f"file:{storage.load_theta(plain['behaviour'], behaviour)[:8]}"
     critic = dict(plain["critic"])
     if critic["init"] is not None:
         critic["init"] = storage.read_tensors(critic["init"])
@@ -106,6 +111,11 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
         "memory_limit": checks.positive_int("memory_limit", plain["memory_limit"]),
         "exact": None if plain["exact"] is None else _switch("exact", plain["exact"]),
         "per_parameter": _switch("per_parameter", plain["per_parameter"]),
+        "group_size": checks.positive_int("group_size", plain["group_size"]),
+        "groups": checks.positive_int("groups", plain["groups"]),
+        "shared_start": _switch("shared_start", plain["shared_start"]),
+        "behaviour": behaviour,
+        "behaviour_label": behaviour_label,
         "theta": theta,
         "env_label": plain["env"]["id"],
         "policy_label": plain["policy"]["kind"],

@@ -17,13 +17,14 @@ from varlab.analysis.moments import Block, collect, keep_per_parameter
 from varlab.analysis.statistics import summarise
 from varlab.envs.base import Environment
 from varlab.estimators.base import Batch, Estimator
+from varlab.layout import Layout
 from varlab.oracles.rows import exact_rows
 from varlab.plans import BLOCKS, Plan, plan
 from varlab.preparation import Pilot, Preparation, Progress
 from varlab.rng import Streams, numpy_generator
 from varlab.rollout import parts
 from varlab.summary import frame, notes
-from varlab.types import Layout, Moments, Reference, Trajectories, Values
+from varlab.types import Moments, Reference, Trajectories, Values
 from varlab.values.critic import Critic
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,11 @@ def measure(
             per_parameter: whether to keep the variance of each parameter (True).
             draws: sign-bootstrap draws of the bias test (1999).
             exact: whether to add exact variances where an oracle applies; if None, where that takes seconds (None).
-            theta, env_label, policy_label: names that the rows carry.
+            group_size: G consecutive trajectories that form a group, for estimators of groups (1).
+            groups: groups in one unit; a gradient is the mean over the trajectories of a unit, and n a multiple of them (1).
+            shared_start: whether the trajectories of a group begin in one state (True).
+            behaviour: policy that takes the actions in the place of θ; values are its own, scores and ∇J those of θ (None).
+            theta, env_label, policy_label, behaviour_label: names that the rows carry.
 
     Returns:
         The result; ``.summary`` is a DataFrame.
@@ -138,11 +143,13 @@ def run(
         generator = numpy_generator(Streams(job.seed).sequence("bootstrap", i))
         statistics[name] = summarise(
             moments, reference, batch_size=batch_size, rng=generator, draws=draws,
-            unbiased=job.proven(name), pilot_kurtosis=pilot.kurtosis.tolist(),
+            unbiased=job.proven(name), pilot_kurtosis=pilot.kurtosis.tolist(), targets=[e.target for e in job.phi],
+            matrices={k: a.double().cpu().numpy() for k, a in job.matrices.items()},
         )  # fmt: skip
     options = planned.options
     truth, sentence = exact_rows(
-        job.env, job.double_policy().cpu(), job.phi, job.source, gamma=job.gamma, wanted=options["exact"],
+        job.env, job.double_policy(job.policy).cpu(), job.phi, job.source, gamma=job.gamma,
+        wanted=options["exact"] if job.independent else False,
         **{name: options[name] for name in ("discount_weighting", "cut", "at_cut")},
     )  # fmt: skip
     sentences += [sentence] if sentence else []
@@ -169,21 +176,22 @@ def _rollout(job: Preparation, pilot: Pilot, references: Mapping[str, Reference]
     )
     if sentence:
         log.warning(sentence)
-    layout = Layout(n, BLOCKS, job.part_size(n, pilot.mean_length))
+    layout, unit = Layout(n, BLOCKS, job.part_size(n, pilot.mean_length), unit=job.unit), job.unit
     directions = torch.stack([torch.from_numpy(r.grad) for r in references.values()]).to(job.device)
     blocks = [Block(pilot.center, directions, comparator, per_parameter) for _ in range(BLOCKS)]
     done = 0
-    for b, traj in parts(job.env, job.policy, layout, Streams(job.seed), "rollout", cut=options["cut"], device=job.device):
-        norm_sq = torch.empty(len(traj), len(labels), dtype=torch.float64, device=job.device)
+    same = {"cut": options["cut"], "device": job.device, "group": job.group}
+    for b, traj in parts(job.env, job.behaviour, layout, Streams(job.seed), "rollout", **same):
+        norm_sq = torch.empty(len(traj) // unit, len(labels), dtype=torch.float64, device=job.device)
         dot = norm_sq.new_empty(*norm_sq.shape, len(references))
         for index, scores, phi in job.chunks(job.terms(traj)):
             norm_sq[index], dot[index] = blocks[b].add(scores, phi)
-            job.check_gradient(norm_sq[index], index, "trajectory", done)
+            job.check_gradient(norm_sq[index], index, "trajectory" if unit == 1 else "unit", done // unit)
         blocks[b].steps += traj.steps
-        sink(_scalars(traj, b, done, norm_sq, dot, labels, tuple(references), job.gamma))
+        sink(_scalars(traj, b, done, norm_sq, dot, labels, tuple(references), job.gamma, unit))
         done += len(traj)
         job.progress("rollout", done, n)
-    moments = collect(blocks, labels, comparator=comparator)
+    moments = collect(blocks, labels, comparator=comparator, unit=unit)
     job.steps["rollout"] = int(moments.steps.sum())
     return moments, [sentence] if sentence else []
 
@@ -197,14 +205,15 @@ def _scalars(
     labels: tuple[str, ...],
     refs: tuple[str, ...],
     gamma: float,
+    unit: int,
 ) -> pd.DataFrame:
-    """Per-trajectory scalars of one part, float32 except counts."""
-    start = Batch(traj, Values(), gamma, "terminal").reward_to_go[traj.offsets[:-1]]
+    """Per-trajectory scalars of one part, float32 except counts; per unit of several: mean return, length of all together."""
+    start = Batch(traj, Values(), gamma, "terminal").reward_to_go[traj.offsets[:-1]].view(-1, unit).mean(1)
     columns = {
-        "trajectory": np.arange(first, first + len(traj)),
-        "block": np.full(len(traj), block, dtype=np.int32),
+        "trajectory": np.arange(first, first + len(traj), unit),
+        "block": np.full(len(start), block, dtype=np.int32),
         "return": start.cpu().numpy().astype(np.float32),
-        "length": traj.length.cpu().numpy().astype(np.int32),
+        "length": traj.length.view(-1, unit).sum(1).cpu().numpy().astype(np.int32),
     }
     squares, dots = norm_sq.cpu().numpy().astype(np.float32), dot.cpu().numpy().astype(np.float32)
     for k, label in enumerate(labels):

@@ -62,9 +62,14 @@ def plan(
     per_parameter: bool = True,
     draws: int = 1999,
     exact: bool | None = None,
+    group_size: int = 1,
+    groups: int = 1,
+    shared_start: bool = True,
+    behaviour: nn.Module | None = None,
     theta: str = "given",
     env_label: str | None = None,
     policy_label: str | None = None,
+    behaviour_label: str | None = None,
 ) -> Plan:
     """Check every setting and compute the digest without sampling. Arguments are those of :func:`measure`.
 
@@ -80,6 +85,8 @@ def plan(
     n = checks.positive_int("n", n)
     if n < BLOCKS:
         raise checks.InputError(f"At least {BLOCKS} trajectories were expected, one for each block, but n={n}; raise n.")
+    group_size, groups = checks.positive_int("group_size", group_size), checks.positive_int("groups", groups)
+    _check_units(chosen, n, group_size, groups)
     checks.in_range("gamma", gamma, 0.0, 1.0)
     checks.one_of("rule at_cut", at_cut, estimators.AT_CUT)
     pilot, memory_limit = checks.positive_int("pilot", pilot, 2), checks.positive_int("memory_limit", memory_limit)
@@ -119,6 +126,11 @@ def plan(
         "dtype": dtype, "device": torch.device(device).type, "per_parameter": per_parameter, "memory_limit": memory_limit,
         "draws": draws, "exact": exact,
     }  # fmt: skip
+    # Only where they are used, so that they change no other digest.
+    units = {"group_size": group_size, "groups": groups, "shared_start": bool(shared_start)} if group_size * groups > 1 else {}
+    acting = {}
+    if behaviour is not None:
+        acting["behaviour"] = [str(behaviour), {k: v.detach() for k, v in behaviour.state_dict().items()}]
     critic_settings = {k: v for k, v in vars(critic).items() if k != "init"}
     critic_settings["hidden"] = list(critic.hidden)
     critic_settings["init"] = None if critic.init is None else {k: torch.as_tensor(v) for k, v in critic.init.items()}
@@ -135,9 +147,34 @@ def plan(
         "critic": critic_settings,
         "blocks": BLOCKS,
         **options,
+        **units,
+        **acting,
     }
     objects = {
+        "group_size": group_size, "groups": groups, "shared_start": bool(shared_start), "behaviour": behaviour,
+        "behaviour_label": "" if behaviour is None else behaviour_label or type(behaviour).__name__,
         "values": values, "reference": reference, "critic": critic, "chunk": chunk, "device": torch.device(device),
         "theta": theta, "env_label": env_label or env.name, "policy_label": policy_label or type(policy).__name__,
     }  # fmt: skip
     return Plan(env, policy, chosen, settings, storage.digest(settings), {**options, **objects})
+
+
+def _check_units(chosen: Sequence[Estimator], n: int, group_size: int, groups: int) -> None:
+    """Check that n trajectories fill enough units, and that a Φ of several trajectories gets several.
+
+    Raises:
+        InputError: if not.
+    """
+    unit = group_size * groups
+    if unit > 1 and (n % unit or n < BLOCKS * unit):
+        nearest = max(BLOCKS, round(n / unit)) * unit
+        raise checks.InputError(
+            f"At least {BLOCKS} whole units of group_size × groups = {group_size} × {groups} = {unit} trajectories were "
+            f"expected, but n={n}; set for instance n={nearest}."
+        )
+    for e in chosen:
+        if e.batchwise and unit == 1:
+            raise checks.InputError(
+                f"Units of several trajectories were expected for {e.label}, which is a function of a batch, but "
+                "group_size × groups = 1; set for instance group_size=8."
+            )

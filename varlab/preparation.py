@@ -6,24 +6,26 @@ Each stage draws from its own stream of randomness.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from varlab import checks, estimators, policies, scores, storage, terms, values
+from varlab import checks, estimators, policies, scores, storage, terms
 from varlab.analysis import reference as references
 from varlab.analysis.moments import Block
-from varlab.estimators.base import Batch, Estimator, weight
+from varlab.estimators.base import Batch, Estimator, FitBatch, weight
 from varlab.estimators.claims import proven
 from varlab.estimators.nodes import NodeEstimator
+from varlab.layout import Layout
 from varlab.plans import BLOCKS, Plan
 from varlab.rng import Streams
 from varlab.rollout import parts
 from varlab.scores.base import BatchScores
-from varlab.terms import JoinedScores, Terms
-from varlab.types import Layout, Reference, Trajectories, Values
+from varlab.sources import Sources, ValueSource
+from varlab.terms import JoinedScores, Terms, TransformedScores
+from varlab.types import Reference, Trajectories, Values
 from varlab.values import exact as exact_values
 from varlab.values.critic import Critic
 
@@ -36,8 +38,10 @@ ROWS_AT_ONCE = 2**18
 #: Steps of the pilot's first block on which the score map is probed.
 PROBE = 16
 
+#: Fewest units of the pilot.
+LEAST_PILOT = 20
+
 Progress = Callable[[str, int, int], None]
-ValueSource = Callable[[Trajectories, frozenset[str]], Values]
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Pilot:
 
     Attributes:
         center: [K, P] float64 mean gradient of every Φ.
-        variance: [K] tr Cov of every Φ.
+        variance: [K] tr Cov of every Φ, of one unit.
         kurtosis: [K] E‖g−c‖⁴/(E‖g−c‖²)².
         reference_variance: objective → tr Cov of the reference's Φ, where its size is to be chosen.
         mean_length: steps of an episode.
@@ -68,10 +72,12 @@ class Preparation:
         self.progress = progress or (lambda stream, done, total: None)
         self.device, self.dtype = self.options["device"], checks.dtype_of(self.options["dtype"])
         self.policy = policies.prepare(plan.policy, self.dtype, self.device)
+        given = self.options["behaviour"]
+        self.behaviour = self.policy if given is None else policies.prepare(given, self.dtype, self.device)
+        self.unit = self.options["group_size"] * self.options["groups"]
+        self.group = self.options["group_size"] if self.options["shared_start"] else 1
         self.gamma, self.seed = self.options["gamma"], self.options["seed"]
         self.steps: dict[str, int] = {}
-        self.critic_streams: dict[int, Trajectories] = {}
-        self.critics: dict[tuple[int, float], Critic] = {}
         # A rule that looks values up at a cut needs V even where no Φ does.
         self.cut_needs = frozenset({"v"}) if self.options["cut"] and self.options["at_cut"] != "terminal" else frozenset()
         self.need = frozenset().union(*(e.needs for e in plan.phi)) | self.cut_needs
@@ -79,12 +85,18 @@ class Preparation:
         probe = self._sample("pilot", PROBE, self.seed, block=1)
         count = min(PROBE, probe.steps)
         self.scores = scores.make(self.policy, probe.obs[:count], probe.action[:count], self.env.name)
-        # Nodes have score maps, and so buffers, of their own: their gradients are added to those of the steps.
+        # Further rows have score maps, and so buffers, of their own: their gradients are added to those of the steps.
         self.nodes = {e.nodes: e.count(self.env) for e in plan.phi if isinstance(e, NodeEstimator)}
-        self.maps = [self.scores, *(type(self.scores)(self.policy) for _ in self.nodes)]
-        given = self.options["values"]
-        self.source = given if not isinstance(given, str) else self._values(self.gamma, self.critic_seed) if self.need else None
+        self.maps = [self.scores]
+        same = (plan.env, self.double_policy(), self.options, self._critic_stream, self.dtype, self.device)
+        self.sources = Sources(*same)
+        values = self.options["values"]
+        if not isinstance(values, str):
+            self.source = values
+        else:
+            self.source = self.sources.of(self.gamma, self.critic_seed) if self.need else None
         self.phi = self._fit()
+        self.matrices = terms.matrices(self.phi)
 
     # Sampling and layout.
 
@@ -96,65 +108,72 @@ class Preparation:
 
     def _sample(self, stream: str, n: int, seed: int, block: int = 0) -> Trajectories:
         """Sample a small stream as one block and join its parts; only the measurement and its pilot are cut."""
-        layout = Layout(n, 1, self.part_size(n), first_block=block)
-        cut = self.options["cut"] if stream == "pilot" else None
-        made = [t for _, t in parts(self.env, self.policy, layout, Streams(seed), stream, cut=cut, device=self.device)]
-        return Trajectories.join(made)
+        cut, group, unit = (self.options["cut"], self.group, self.unit) if stream == "pilot" else (None, 1, 1)
+        layout = Layout(n, 1, self.part_size(n), block, unit)
+        same = {"cut": cut, "device": self.device, "group": group}
+        return Trajectories.join([t for _, t in parts(self.env, self.behaviour, layout, Streams(seed), stream, **same)])
 
-    def chunks(self, made: Iterable[tuple[int, list[Terms]]]) -> Iterator[tuple[Tensor, BatchScores | JoinedScores, Tensor]]:
+    def _critic_stream(self, seed: int) -> Trajectories:
+        traj = self._sample("critic", self.options["critic"].n, seed)
+        self.steps["critic"] = self.steps.get("critic", 0) + traj.steps
+        return traj
+
+    def chunks(
+        self, made: Iterable[tuple[int, list[Terms]]]
+    ) -> Iterator[tuple[Tensor, BatchScores | JoinedScores | TransformedScores, Tensor]]:
         """Split the terms of a part into groups of similar length whose gradients stay in cache.
 
         Args:
             made: terms, piece by piece.
 
         Yields:
-            (index [C] of the trajectories, their scores, φ [C, K, T]).
+            (index [C] of the units, their scores, φ [C, K, T]).
         """
         itemsize = torch.empty(0, dtype=self.dtype).element_size()
         for first, of_piece in made:
             choices = of_piece[0].weights.shape[2]
             size = self.options["chunk"] or CHUNK_BYTES // (itemsize * choices * self.scores.num_parameters)
-            for index, batch_scores, phi in terms.chunks(of_piece, self.maps, min(512, max(4, size)), self.dtype):
+            size = min(512, max(4, size))
+            self.maps += [type(self.scores)(self.policy) for _ in of_piece[len(self.maps) :]]
+            maps = self.maps[: len(of_piece)]
+            for index, batch_scores, phi in terms.chunks(of_piece, maps, size, self.dtype, self.matrices):
                 yield first + index, batch_scores, phi
 
     # Values and fitted baselines.
 
-    def _critic_stream(self, seed: int) -> Trajectories:
-        """The critic stream of a root seed, sampled once."""
-        if seed not in self.critic_streams:
-            traj = self.critic_streams[seed] = self._sample("critic", self.options["critic"].n, seed)
-            self.steps["critic"] = self.steps.get("critic", 0) + traj.steps
-        return self.critic_streams[seed]
-
-    def _values(self, gamma: float, seed: int) -> ValueSource:
-        """The source of values for discount γ: exact, or critics fitted on the stream of ``seed``."""
-        wanted = self.options["values"] if isinstance(self.options["values"], str) else "auto"
-        if wanted == "exact" or (wanted == "auto" and exact_values.applies(self.env, self.policy)):
-            return exact_values.source(self.env, self.double_policy(), gamma, self.device)
-        if (seed, gamma) not in self.critics:
-            traj = self._critic_stream(seed)
-            target = Batch(traj, Values(), gamma).reward_to_go
-            sequence = Streams(seed).sequence("fit")
-            self.critics[seed, gamma] = values.fit(
-                self.env, traj, target, self.options["critic"], sequence, storage.digest, self.dtype
-            )
-        return self.critics[seed, gamma]
-
     def _fit(self) -> tuple[Estimator, ...]:
-        """Give constant and time baselines their numbers from the critic stream."""
-        if not any(e.fits for e in self.plan.phi):
-            return self.plan.phi
-        batch = Batch(self._critic_stream(self.critic_seed), Values(), self.gamma)
-        return tuple(e.fit(batch) for e in self.plan.phi)
+        """Give estimators what they take from θ and the world, and baselines their numbers from the critic stream."""
+        bound = tuple(e.bind(self.env, self.double_policy(self.policy)) for e in self.plan.phi)
+        if not any(e.fits for e in bound):
+            return bound
+        batch = FitBatch(
+            self.sources.critic_stream(self.critic_seed), Values(), self.gamma, env=self.env, policy=self.policy,
+            scores=self.scores, discount_weighting=self.options["discount_weighting"],
+        )  # fmt: skip
+        return tuple(e.fit(batch) if e.fits else e for e in bound)
 
-    def double_policy(self) -> nn.Module:
-        """The same θ in float64, for exact values: rounding of θ to float32 is part of θ, rounding of sums is not."""
-        return policies.prepare(self.policy, torch.float64, self.device)
+    def double_policy(self, policy: nn.Module | None = None) -> nn.Module:
+        """The same parameters in float64, for exact values: rounding of θ to float32 is part of θ, rounding of sums is not.
+
+        Args:
+            policy: θ or the policy that acts; the latter if None.
+
+        Returns:
+            A copy.
+        """
+        return policies.prepare(self.behaviour if policy is None else policy, torch.float64, self.device)
 
     @property
     def critic(self) -> Critic | None:
         """The critics that the measurement itself uses, or None."""
         return self.source if isinstance(self.source, Critic) else None
+
+    @property
+    def independent(self) -> bool:
+        """Whether θ itself acts and all trajectories are independent, as the exact oracles take them to be."""
+        mdp = self.env.finite
+        one_start = self.group == 1 or (mdp is not None and float(mdp.initial.max()) == 1.0)
+        return self.options["behaviour"] is None and one_start
 
     def value_sources(self) -> list[str]:
         """[K] where each Φ's values come from, for the rows."""
@@ -164,19 +183,27 @@ class Preparation:
     def proven(self, objective: str) -> list[bool]:
         """[K] which Φ are unbiased for an objective by proof."""
         settings = {name: self.options[name] for name in ("gamma", "discount_weighting", "cut")}
+        settings["on_policy"] = self.options["behaviour"] is None
         sources = self.value_sources()
         return [proven(e, objective, values_source=s, **settings) for e, s in zip(self.phi, sources, strict=True)]
 
     def value_steps(self) -> list[int]:
         """[K] environment steps that each Φ's values and fitted numbers cost."""
         spent = getattr(self.source, "steps", 0)
-        stream = self.critic_streams[self.critic_seed].steps if self.critic_seed in self.critic_streams else 0
+        stream = self.sources.streams[self.critic_seed].steps if self.critic_seed in self.sources.streams else 0
         return [max(spent if e.needs | self.cut_needs else 0, stream if e.fits else 0) for e in self.phi]
 
     def read(self, traj: Trajectories, asks: frozenset[str]) -> Batch:
         """Return what a Φ reads: the trajectories and the values asked for."""
         asks |= self.cut_needs
-        return Batch(traj, self.source(traj, asks) if asks else Values(), self.gamma, self.options["at_cut"])
+        values = self.source(traj, asks) if asks else Values()
+        ratio = None if self.options["behaviour"] is None else self._log_ratio(traj)
+        return Batch(traj, values, self.gamma, self.options["at_cut"], self.options["group_size"], self.unit, ratio)
+
+    @torch.no_grad()
+    def _log_ratio(self, traj: Trajectories) -> Tensor:
+        ours, theirs = (policies.log_prob(p(traj.obs), traj.action).double() for p in (self.policy, self.behaviour))
+        return ours - theirs
 
     def terms(self, traj: Trajectories, objectives: Sequence[str] = ()) -> Iterable[tuple[int, list[Terms]]]:
         """Return the rows of every Φ: of the whole part at once, or in pieces where nodes make many rows of a step.
@@ -186,46 +213,50 @@ class Preparation:
             objectives: those for which the Φ of a sampled reference is appended.
 
         Returns:
-            (first trajectory, terms) of each piece.
+            (first unit, terms) of each piece.
         """
         if not self.nodes:
             return [(0, self._terms(traj, objectives))]
         steps = ROWS_AT_ONCE // (1 + sum(self.nodes.values()))
-        return ((first, self._terms(piece, objectives)) for first, piece in terms.pieces(traj, steps))
+        return ((first, self._terms(piece, objectives)) for first, piece in terms.pieces(traj, steps, self.unit))
 
     def _terms(self, traj: Trajectories, objectives: Sequence[str]) -> list[Terms]:
-        steps, *nodes = terms.assemble(self.phi, traj, self.policy, self.read, self.options["discount_weighting"])
+        weighted = self.options["discount_weighting"]
+        steps, *further = terms.assemble(self.phi, traj, self.policy, self.read, weighted, self.unit)
+        if not objectives:
+            return [steps, *further]
         columns, phi = [steps.weights[:, 0]], estimators.make("value_baseline")
         for name in objectives:
             gamma = self._objective_gamma(name)
             batch = Batch(traj, self._reference_source(name)(traj, phi.needs), gamma, "terminal")
-            columns.append(weight(phi, batch, True).unsqueeze(1))
-        return [Terms.of_steps(traj, torch.cat(columns, 1)), *nodes]
+            columns.append(weight(phi, batch, True).unsqueeze(1) / self.unit)
+        weights = torch.cat(columns, 1)
+        return [replace(steps, weights=weights.unsqueeze(1), columns=list(range(weights.shape[1]))), *further]
 
     # Pilot and reference.
 
     def pilot(self) -> Pilot:
         """Measure centres and first variances on the pilot stream."""
-        n = self.options["pilot"]
-        traj = self._sample("pilot", n, self.seed)
+        n = max(-(-self.options["pilot"] // self.unit), LEAST_PILOT if self.unit > 1 else 1)
+        traj = self._sample("pilot", n * self.unit, self.seed)
         self.steps["pilot"] = traj.steps
         sized = isinstance(self.options["reference"], Reference) or self._reference_is_exact() or self.options["n_reference"]
         sampled = [] if sized else self.options["objectives"]
         k = len(self.phi)
         made = self.terms(traj, sampled)
-        total = [terms.summed(of_piece, self.scores, self.dtype, references.STEPS_AT_ONCE) for _, of_piece in made]
-        center = sum(total) / n
+        rows = references.STEPS_AT_ONCE
+        center = sum(terms.summed(of_piece, self.scores, self.dtype, rows, self.matrices) for _, of_piece in made) / n
         # One bad trajectory must not spoil the centre of all, or it could not be named.
         center = torch.where(torch.isfinite(center), center, 0.0)
         block = Block(center, center[:0], 0, per_parameter=False)
         # In pieces they are made once more: all at once they would not fit into memory.
         for index, batch_scores, phi in self.chunks(self.terms(traj, sampled) if self.nodes else made):
             norm_sq, _ = block.add(batch_scores, phi)
-            self.check_gradient(norm_sq[:, :k], index, "pilot trajectory")
+            self.check_gradient(norm_sq[:, :k], index, "pilot trajectory" if self.unit == 1 else "pilot unit")
         variance = block.norm_sq / (n - 1)
         reference_variance = {name: float(variance[k + i]) for i, name in enumerate(sampled)}
         kurtosis = n * block.fourth / block.norm_sq**2
-        return Pilot(center[:k], variance[:k], kurtosis[:k], reference_variance, traj.steps / n)
+        return Pilot(center[:k], variance[:k], kurtosis[:k], reference_variance, traj.steps / len(traj))
 
     def _reference_is_exact(self) -> bool:
         wanted = self.options["reference"]
@@ -235,7 +266,7 @@ class Preparation:
         return 1.0 if objective == "J_1" else self.gamma
 
     def _reference_source(self, objective: str) -> ValueSource:
-        return self._values(self._objective_gamma(objective), self.options["reference_seed"])
+        return self.sources.of(self._objective_gamma(objective), self.options["reference_seed"])
 
     def reference(self, objective: str, pilot: Pilot, cache: object | None) -> Reference:
         """Return ∇J of one objective: given, exact, from the cache, or sampled.
@@ -261,12 +292,14 @@ class Preparation:
         settings = {k: self.plan.settings[k] for k in same}
         if self._reference_is_exact():
             digest = storage.digest({**settings, "gamma": gamma, "kind": "exact"})
-            return references.exact(self.env, self.double_policy(), gamma, objective, digest)
+            return references.exact(self.env, self.double_policy(self.policy), gamma, objective, digest)
         phi = estimators.make("value_baseline")
         n = self.options["n_reference"] or self._reference_size(pilot, objective)
         settings |= {k: self.plan.settings[k] for k in ("critic", "device", "part_size")}
         settings["critic"] = {**settings["critic"], "seed": seed}
         settings["values"] = self.options["values"] if isinstance(self.options["values"], str) else "auto"
+        if "behaviour" in self.plan.settings:  # the reference's critic is fitted on what it did
+            settings["behaviour"] = self.plan.settings["behaviour"]
         digest = storage.digest({**settings, "gamma": gamma, "seed": seed, "n": n, "phi": phi.label})
         found = cache.get(digest) if cache is not None else None
         if found is not None:
@@ -274,7 +307,7 @@ class Preparation:
         source = self._reference_source(objective)
         # The parts must follow from the reference's own settings: neither from the pilot, nor from a critic stream that
         # another Φ or the measurement's seed happened to need.
-        stream = self.critic_streams[seed] if isinstance(source, Critic) else None
+        stream = self.sources.critic_stream(seed) if isinstance(source, Critic) else None
         size = self.part_size(n, stream and stream.steps / len(stream))
         made = references.sampled(
             self.env, self.policy, self.scores, phi, source, Layout(n, BLOCKS, size), Streams(seed), gamma, objective, digest,

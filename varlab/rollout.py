@@ -10,8 +10,9 @@ from torch import nn
 
 from varlab import checks, rng
 from varlab.envs.base import Environment
+from varlab.layout import Layout
 from varlab.policies.base import sample
-from varlab.types import Layout, Simulator, Trajectories
+from varlab.types import Simulator, Trajectories
 
 
 @torch.no_grad()
@@ -25,6 +26,7 @@ def rollout(
     simulator: Simulator | None = None,
     device: torch.device | str = "cpu",
     first_trajectory: int = 0,
+    group: int = 1,
 ) -> Trajectories:
     """Sample n independent episodes of at most ``cut`` steps as one batch.
 
@@ -40,6 +42,7 @@ def rollout(
         simulator: one to use again, else a fresh one is made.
         device: where tensors live.
         first_trajectory: number of the first episode, for messages.
+        group: how many consecutive episodes begin in one state.
 
     Returns:
         The n trajectories.
@@ -54,7 +57,7 @@ def rollout(
     simulator = simulator or env.make_simulator(device)
     world, actions = rng.children(seed, 2)
     generator = rng.torch_generator(actions, device)
-    obs = simulator.reset(n, world)
+    obs = simulator.reset(n, world) if group == 1 else simulator.reset(n, world, group)
     live = torch.arange(n, device=device)
     # A finite MDP that shows features instead of the state's index keeps the index too: exact values are looked up by it.
     hidden_state = env.finite is not None and env.finite.observations is not None
@@ -192,6 +195,7 @@ def parts(
     *,
     cut: int | None = None,
     device: torch.device | str = "cpu",
+    group: int = 1,
 ) -> Iterator[tuple[int, Trajectories]]:
     """Sample a stream block by block, part by part.
 
@@ -203,6 +207,7 @@ def parts(
         stream: name of the stream.
         cut: L, where sampling ends.
         device: where tensors live.
+        group: how many consecutive episodes begin in one state.
 
     Yields:
         (index of the block within the layout, trajectories of one part), in stream order.
@@ -212,5 +217,7 @@ def parts(
     for b in range(layout.blocks):
         for draw in layout.parts(b):
             seed = streams.sequence(stream, draw.block, draw.part)
-            yield b, rollout(env, policy, draw.n, seed, cut=cut, simulator=simulator, device=device, first_trajectory=first)
+            yield b, rollout(
+                env, policy, draw.n, seed, cut=cut, simulator=simulator, device=device, first_trajectory=first, group=group
+            )
             first += draw.n

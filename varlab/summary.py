@@ -22,7 +22,8 @@ COLUMNS = (
     "bias_sq", "bias_sq_low", "bias_sq_high", "bias_p_value", "mse", "nsr", "kurtosis", "steps", "efficiency", "exact_variance",
     "seed", "values_source", "batch_size", "cut", "at_cut", "dtype", "device", "mse_low", "mse_high", "nsr_low", "nsr_high",
     "cosine", "cosine_low", "cosine_high", "grad_norm_low", "grad_norm_high", "exact_bias_sq", "exact_nsr", "flag",
-    "reference_digest", "digest", "effective_directions", "reference_seed", "numerics",
+    "reference_digest", "digest", "effective_directions", "reference_seed", "numerics", "target", "group_size", "groups",
+    "shared_start", "behaviour",
 )  # fmt: skip
 
 
@@ -68,6 +69,10 @@ def frame(
         "digest": plan.digest,
         "reference_seed": options["reference_seed"],
         "numerics": varlab.NUMERICS,
+        "group_size": options["group_size"],
+        "groups": options["groups"],
+        "shared_start": options["shared_start"],
+        "behaviour": options["behaviour_label"],
     }
     rows = []
     for objective, reference in references.items():
@@ -80,6 +85,7 @@ def frame(
                     **numbers,
                     **_exact_columns(exact[k], reference),
                     "phi": moments.names[k],
+                    "target": plan.phi[k].target,
                     "objective": objective,
                     "n_reference": reference.n,
                     "reference_kind": reference.kind,

@@ -5,12 +5,13 @@ The gradient of unit i under choice k is
     g_ik = (1/G) Σ_{rows r of unit i} z(obs_r, action_r) φ_rk,
 
 with rows for the steps taken (φ = w_t Φ_t) and, where an estimator asks for them, for the nodes of each step
-(φ = w_t p_tj ψ_tj; :mod:`varlab.estimators.nodes`). A unit is G consecutive trajectories, most often one.
+(φ = w_t p_tj ψ_tj; :mod:`varlab.estimators.nodes`). A unit is G consecutive trajectories, most often one. What an estimator does
+parameter by parameter is linear in such sums too: g + c ∘ s with a second sum s, or A g with a matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -36,6 +37,7 @@ class Terms:
         action: [M, J] or [M, J, action dimension].
         weights: [M, J, k] float64 φ.
         columns: which of the K choices have weights here.
+        coefficients: [k, P] by which each gradient of these rows is multiplied, or None for 1.
     """
 
     offsets: Tensor
@@ -43,6 +45,7 @@ class Terms:
     action: Tensor
     weights: Tensor
     columns: list[int]
+    coefficients: Tensor | None = None
 
     @classmethod
     def of_steps(cls, traj: Trajectories, weights: Tensor, unit: int = 1) -> Terms:
@@ -66,17 +69,34 @@ class Terms:
 class JoinedScores:
     """Scores of a chunk's steps and of its nodes; to whoever adds up gradients it looks like the scores of the steps."""
 
-    def __init__(self, steps: BatchScores, further: Sequence[tuple[BatchScores, Tensor, list[int]]]) -> None:
-        """Join the scores of the steps with (scores, φ, columns) of further rows; each has buffers of its own."""
+    def __init__(self, steps: BatchScores, further: Sequence[tuple[BatchScores, Tensor, Terms]]) -> None:
+        """Join the scores of the steps with (scores, φ, their terms) of further rows; each has buffers of its own."""
         self.steps, self.further, self.num_parameters = steps, further, steps.num_parameters
 
     def blocks(self, phi: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Give gradients [C, K, p] one parameter tensor at a time, for φ [C, K, T] of the steps."""
-        nodes = [scores.blocks(psi) for scores, psi, _ in self.further]
-        for (index, g), *more in zip(self.steps.blocks(phi), *nodes, strict=True):
-            for (_, extra), (_, _, columns) in zip(more, self.further, strict=True):
-                g[:, columns] += extra
+        more = [scores.blocks(psi) for scores, psi, _ in self.further]
+        for (index, g), *extras in zip(self.steps.blocks(phi), *more, strict=True):
+            for (_, extra), (_, _, t) in zip(extras, self.further, strict=True):
+                g[:, t.columns] += extra if t.coefficients is None else extra * t.coefficients[:, index].to(extra.dtype)
             yield index, g
+
+
+class TransformedScores:
+    """Scores whose gradients are multiplied by a matrix under some choices, A g."""
+
+    def __init__(self, scores: BatchScores | JoinedScores, matrices: Mapping[int, Tensor]) -> None:
+        """Wrap scores with choice → A [P, P]."""
+        self.scores, self.matrices, self.num_parameters = scores, matrices, scores.num_parameters
+
+    def blocks(self, phi: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Give the gradients [C, K, P] of all parameters at once: each entry of A g needs the whole of g."""
+        out = phi.new_empty(*phi.shape[:2], self.num_parameters)
+        for index, g in self.scores.blocks(phi):
+            out[..., index] = g
+        for k, matrix in self.matrices.items():
+            out[:, k] = out[:, k] @ matrix.T.to(out.dtype)
+        yield torch.arange(self.num_parameters, device=out.device), out
 
 
 def assemble(
@@ -106,12 +126,26 @@ def assemble(
         if m is not None:
             psi = torch.stack([node_weight(phi[k], batch, discount_weighting) for k in columns], 2)
             further.append(Terms(unit_offsets(traj, unit), traj.obs, batch.traj.nodes.action, _mean(psi, unit), columns))
+    scaled = [k for k, e in enumerate(phi) if e.coefficients is not None]
+    if scaled:
+        batch = read(traj, frozenset().union(*(phi[k].asks for k in scaled)))
+        second = Terms.of_steps(traj, torch.stack([phi[k].companion(batch) for k in scaled], 1), unit)
+        further.append(replace(second, columns=scaled, coefficients=torch.stack([phi[k].coefficients for k in scaled])))
     return [Terms.of_steps(traj, torch.stack([steps[k] for k in range(len(phi))], 1), unit), *further]
 
 
+def matrices(phi: Sequence[Estimator]) -> dict[int, Tensor]:
+    """Return choice → A for those whose gradient is A g."""
+    return {k: e.matrix for k, e in enumerate(phi) if e.matrix is not None}
+
+
 def chunks(
-    terms: Sequence[Terms], maps: Sequence[ScoreMap], size: int, dtype: torch.dtype
-) -> Iterator[tuple[Tensor, BatchScores | JoinedScores, Tensor]]:
+    terms: Sequence[Terms],
+    maps: Sequence[ScoreMap],
+    size: int,
+    dtype: torch.dtype,
+    transform: Mapping[int, Tensor] | None = None,
+) -> Iterator[tuple[Tensor, BatchScores | JoinedScores | TransformedScores, Tensor]]:
     """Go through the units in padded groups of similar length.
 
     Args:
@@ -119,17 +153,21 @@ def chunks(
         maps: a score map for each, which share no buffers.
         size: units in a group.
         dtype: of the gradients.
+        transform: :func:`matrices` of the choices.
 
     Yields:
         (index [C] of the units, their scores, φ [C, K, T] of the steps).
     """
     for chunk in terms[0].chunks(size):
         (scores, phi), *further = (t.at(m, chunk, dtype) for t, m in zip(terms, maps, strict=True))
-        joined = [(*f, t.columns) for f, t in zip(further, terms[1:], strict=True)]
-        yield chunk.index, JoinedScores(scores, joined) if joined else scores, phi
+        joined = [(*f, t) for f, t in zip(further, terms[1:], strict=True)]
+        scores = JoinedScores(scores, joined) if joined else scores
+        yield chunk.index, TransformedScores(scores, transform) if transform else scores, phi
 
 
-def summed(terms: Sequence[Terms], scores: ScoreMap, dtype: torch.dtype, rows: int) -> Tensor:
+def summed(
+    terms: Sequence[Terms], scores: ScoreMap, dtype: torch.dtype, rows: int, transform: Mapping[int, Tensor] | None = None
+) -> Tensor:
     """Return Σ_i g_i [K, P] float64.
 
     Args:
@@ -137,6 +175,7 @@ def summed(terms: Sequence[Terms], scores: ScoreMap, dtype: torch.dtype, rows: i
         scores: score map.
         dtype: of the gradients.
         rows: most rows in one pass, unless one unit has more.
+        transform: :func:`matrices` of the choices.
 
     Returns:
         The sum over units.
@@ -147,7 +186,10 @@ def summed(terms: Sequence[Terms], scores: ScoreMap, dtype: torch.dtype, rows: i
         size = max(1, rows // (int(t.offsets.diff().max()) * t.action.shape[1]))
         for chunk in t.chunks(size):
             batch, phi = t.at(scores, chunk, dtype)
-            out[t.columns] += batch.apply_sum(phi).double()
+            total = batch.apply_sum(phi).double()
+            out[t.columns] += total if t.coefficients is None else total * t.coefficients.double()
+    for k, matrix in (transform or {}).items():
+        out[k] = matrix.double() @ out[k]
     return out
 
 

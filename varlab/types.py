@@ -7,7 +7,7 @@ P policy parameters, B blocks, S states, A actions, O outcomes of one state-acti
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -186,6 +186,7 @@ class Moments:
         steps: [B] int64 environment steps.
         names: the K choices.
         comparator: index of the comparator among the K.
+        unit: trajectories of one unit: "each g_i" above is the gradient of a unit, the mean over its trajectories.
         low: [B, K, P] float32, what float64 left out of ``mean``: mean + low keeps the digits of the spread where a mean is
             many spreads from 0. None: nothing.
     """
@@ -202,11 +203,17 @@ class Moments:
     names: tuple[str, ...]
     comparator: int = 0
     low: np.ndarray | None = None
+    unit: int = 1
 
     @property
     def n(self) -> int:
         """Trajectories in all blocks."""
         return int(self.count.sum())
+
+    @property
+    def units(self) -> np.ndarray:
+        """[B] units in each block."""
+        return self.count // self.unit
 
     def merge(self, other: Moments) -> Moments:
         """Join the blocks of two records by id, in id order.
@@ -222,10 +229,10 @@ class Moments:
         Raises:
             InputError: if a block id occurs in both, or the choices differ.
         """
-        if self.names != other.names or self.comparator != other.comparator:
+        if self.names != other.names or self.comparator != other.comparator or self.unit != other.unit:
             raise checks.InputError(
-                f"Moments of the same choices in the same order were expected, but {list(self.names)} met "
-                f"{list(other.names)}; measure both with one list of Φ."
+                f"Moments of the same choices in the same order were expected, but {list(self.names)} in units of {self.unit} "
+                f"met {list(other.names)} in units of {other.unit}; measure both with one list of Φ and one size of groups."
             )
         double = np.intersect1d(self.block_id, other.block_id)
         if double.size:
@@ -295,50 +302,3 @@ class Simulator(Protocol):
 
     def keep(self, alive: Tensor) -> None:
         """Drop the episodes where ``alive`` [n] is False."""
-
-
-@dataclass(frozen=True)
-class Draws:
-    """One part of one block: what a stream of randomness and a share of the work are called.
-
-    Attributes:
-        block: block id.
-        part: part of the block.
-        n: trajectories in this part.
-    """
-
-    block: int
-    part: int
-    n: int
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How n trajectories fall into B blocks and simulation parts; the unit of randomness is one part of one block.
-
-    Attributes:
-        n: trajectories.
-        blocks: B.
-        part_size: most trajectories simulated together.
-        first_block: id of the first block.
-    """
-
-    n: int
-    blocks: int
-    part_size: int
-    first_block: int = 0
-    sizes: tuple[int, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Spread n over the blocks; sizes differ by at most one."""
-        base, extra = divmod(self.n, self.blocks)
-        object.__setattr__(self, "sizes", tuple(base + (b < extra) for b in range(self.blocks)))
-
-    def parts(self, b: int) -> list[Draws]:
-        """Return the simulation parts of the b-th block."""
-        size = self.sizes[b]
-        if size == 0:
-            return []
-        count = -(-size // self.part_size)
-        base, extra = divmod(size, count)
-        return [Draws(self.first_block + b, p, base + (p < extra)) for p in range(count)]

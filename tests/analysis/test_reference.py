@@ -12,10 +12,11 @@ from varlab import envs, estimators, policies, scores
 from varlab.analysis import reference as references
 from varlab.checks import InputError
 from varlab.experiment import plan
+from varlab.layout import Layout
 from varlab.preparation import Preparation
 from varlab.rng import Streams
 from varlab.rollout import rollout
-from varlab.types import Layout, Reference
+from varlab.types import Reference
 from varlab.values import CriticSettings, FunctionValues, gradient
 
 DOUBLE, CPU = torch.float64, torch.device("cpu")

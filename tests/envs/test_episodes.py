@@ -9,8 +9,9 @@ from scipy.stats import binomtest
 
 from varlab import envs, policies, rng
 from varlab.checks import InputError
+from varlab.layout import Layout
 from varlab.rollout import parts, rollout
-from varlab.types import Layout, Trajectories
+from varlab.types import Trajectories
 
 STREAMS = rng.Streams(2)
 

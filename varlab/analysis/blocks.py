@@ -16,7 +16,7 @@ class CentredBlocks:
     """Blocks of one mean, about it.
 
     Attributes:
-        count: [B] trajectories n_b, float64.
+        count: [B] units n_b (trajectories, most often), float64.
         weight: [B] w_b = n_b/n.
         mean: [P] Σ_b w_b m_b.
         dev: [B, P] m_b − mean.
@@ -51,7 +51,7 @@ class CentredBlocks:
     @classmethod
     def of_choice(cls, moments: Moments, k: int) -> CentredBlocks:
         """Centre the block means of choice k."""
-        return cls.of(moments.count, moments.mean[:, k], None if moments.low is None else moments.low[:, k])
+        return cls.of(moments.units, moments.mean[:, k], None if moments.low is None else moments.low[:, k])
 
     @cached_property
     def gram(self) -> np.ndarray:

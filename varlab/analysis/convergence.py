@@ -49,7 +49,7 @@ def running_table(moments: Moments, references: Mapping[str, Reference]) -> pd.D
         error = reference_error(reference)
         for k, phi in enumerate(moments.names):
             own, offset = CentredBlocks.of_choice(moments, k), moments.mean[:, k] - reference.grad
-            variance, _ = pooled_variance(own.count, moments.trace_m2[:, k], own.dev_sq)
+            variance = moments.unit * pooled_variance(own.count, moments.trace_m2[:, k], own.dev_sq)[0]
             bias_sq = _norm_sq(_mean(offset, moments.count)) - variance / moments.n - error
             same = {"phi": phi, "objective": objective}
             for size in group_sizes(len(moments.count)):
@@ -182,13 +182,14 @@ class _Pieces:
 def _pieces(moments: Moments, k: int, reference: Reference) -> tuple[_Pieces, list[_Pieces]]:
     """Return the parts of ρ_N, and the same without each block of the moments and (if sampled) without each of the reference."""
     own, grad = CentredBlocks.of_choice(moments, k), reference.grad
-    variance, variances = pooled_variance(own.count, moments.trace_m2[:, k], own.dev_sq)
-    n, h, mean = own.count.sum(), own.h, own.mean
+    variance, variances = (moments.unit * x for x in pooled_variance(own.count, moments.trace_m2[:, k], own.dev_sq))
+    count, h, mean = moments.count, own.h, own.mean
+    n = moments.n
     inner, length = mean @ grad, mean @ mean
     norm_sq = _norm_sq(grad) - reference_error(reference)
     whole = _Pieces(inner, length - variance / n, variance, norm_sq)
     lengths = length - 2 * h * (own.dev @ mean) + h**2 * own.dev_sq
-    drops = [_Pieces(inner - h * (own.dev @ grad), lengths - variances / (n - own.count), variances, norm_sq)]
+    drops = [_Pieces(inner - h * (own.dev @ grad), lengths - variances / (n - count), variances, norm_sq)]
     blocks = _reference_blocks(reference)
     if blocks is not None:
         h, each = blocks.h, blocks.weight * blocks.dev_sq

@@ -26,7 +26,7 @@ class Block:
     """Running sums of one block.
 
     Attributes:
-        n: trajectories so far.
+        n: units so far.
         steps: environment steps so far.
     """
 
@@ -47,7 +47,7 @@ class Block:
         self.norm_sq, self.fourth, self.cross = (center.new_zeros(shape) for _ in range(3))
 
     def add(self, scores: BatchScores, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Add C trajectories.
+        """Add C units.
 
         Args:
             scores: their score map.
@@ -96,7 +96,9 @@ class Block:
         return {name: None if x is None else x.cpu().numpy() for name, x in fields.items()}
 
 
-def collect(blocks: Sequence[Block], names: tuple[str, ...], first_block: int = 0, comparator: int = 0) -> Moments:
+def collect(
+    blocks: Sequence[Block], names: tuple[str, ...], first_block: int = 0, comparator: int = 0, unit: int = 1
+) -> Moments:
     """Return the moments of finished blocks, in order.
 
     Args:
@@ -104,6 +106,7 @@ def collect(blocks: Sequence[Block], names: tuple[str, ...], first_block: int = 
         names: labels of the K choices.
         first_block: id of the first block.
         comparator: index of the comparator.
+        unit: trajectories of one unit.
 
     Returns:
         The record.
@@ -112,10 +115,11 @@ def collect(blocks: Sequence[Block], names: tuple[str, ...], first_block: int = 
     fields = {name: None if rows[0][name] is None else np.stack([r[name] for r in rows]) for name in rows[0]}
     return Moments(
         block_id=np.arange(first_block, first_block + len(blocks)),
-        count=np.array([b.n for b in blocks], dtype=np.int64),
+        count=np.array([unit * b.n for b in blocks], dtype=np.int64),
         steps=np.array([b.steps for b in blocks], dtype=np.int64),
         names=names,
         comparator=comparator,
+        unit=unit,
         **fields,
     )
 

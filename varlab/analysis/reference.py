@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from varlab import checks, terms
 from varlab.envs.base import Environment
 from varlab.estimators.base import Batch, Estimator, weight
+from varlab.layout import Layout
 from varlab.rng import Streams
 from varlab.rollout import parts
 from varlab.scores.base import ScoreMap
 from varlab.terms import Terms
-from varlab.types import Layout, Reference, Trajectories, Values
+from varlab.types import Reference, Trajectories, Values
 from varlab.values import exact as exact_values
 
 #: Trajectories in one pass of ``apply_sum``, bounded by steps: its products grow with the chunk and its buffers too.

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,6 +28,7 @@ from varlab.analysis import bias as bias_room
 from varlab.analysis.bias import LEAST_DRAWS, Equality, equality_test, equivalent, holm
 from varlab.analysis.blocks import CentredBlocks, effective_directions, pooled_variance
 from varlab.analysis.intervals import FISHER, LINEAR, Interval, degrees_of_freedom, jackknife_interval
+from varlab.analysis.targets import Truth, across, transformed, truth_of
 from varlab.types import Moments, Reference
 
 __all__ = ["Equality", "effective_directions", "equality_test", "equivalent", "holm", "pooled_variance", "summarise"]
@@ -37,25 +37,6 @@ LEAST_BLOCKS = 8  # below it neither a block variance nor tr Σ² says anything
 WHOLE_CIRCLE = Interval(-1.0, 1.0)
 #: Trajectories per unit of kurtosis below which tests and intervals are flagged.
 TAIL_LIMIT = 40
-
-
-@dataclass(frozen=True)
-class _Truth:
-    """The reference's share of every row: ‖∇J‖² debiased, its interval and leave-one-out values, and tr Cov r̄."""
-
-    grad: np.ndarray
-    blocks: CentredBlocks | None
-    signs: np.ndarray | None
-    square: float
-    square_loo: np.ndarray | None
-    square_interval: Interval
-    noise: float
-    noise_loo: np.ndarray | None
-
-    @property
-    def resolved(self) -> bool:
-        """Whether ‖∇J‖² is positive at the level of the interval, and stays so without any one block."""
-        return self.square > 0 and self.square_interval.low > 0 and (self.square_loo is None or bool((self.square_loo > 0).all()))
 
 
 def summarise(
@@ -68,6 +49,8 @@ def summarise(
     level: float = 0.95,
     unbiased: Sequence[bool] | None = None,
     pilot_kurtosis: Sequence[float] | None = None,
+    targets: Sequence[str] | None = None,
+    matrices: Mapping[int, np.ndarray] | None = None,
 ) -> list[dict]:
     """Every statistic of every choice, with intervals.
 
@@ -82,6 +65,10 @@ def summarise(
             variance/N, both sharper than from an estimated E g. None: no choice.
         pilot_kurtosis: [K] E‖g−ḡ‖⁴/(E‖g−ḡ‖²)² from other data than the measurement, for the flag ``heavy-tails``: the sample's
             own kurtosis is small just where the rare large gradients were not drawn, and its variance with it.
+        targets: [K] ``gradient``, ``direction`` or ``natural``; None: all are compared with ∇J. Of ``direction`` the scale is
+            free: bias_sq is that against the best multiple of ∇J, nsr is variance/‖E ĝ‖². Its variance_ratio is left empty,
+            as that of ``natural``, which is compared with A ∇J.
+        matrices: choice → A [P, P] of those whose target is ``natural``.
 
     Returns:
         K rows with grad_norm, variance, variance_ratio (paired; to ``moments.comparator``), bias_sq, mse, nsr, cosine, each with
@@ -93,45 +80,55 @@ def summarise(
     """
     _check(moments, reference, batch_size, draws)
     signs = bias_room.random_signs(rng, draws, len(moments.count))
-    truth = _truth(reference, rng, draws, level)
+    plain = truth_of(reference, rng, draws, level)
+    truths = {k: truth_of(transformed(reference, a), rng, draws, level) for k, a in (matrices or {}).items()}
     choices = [CentredBlocks.of_choice(moments, k) for k in range(len(moments.names))]
     variances = [_variance(c, moments.trace_m2[:, k]) for k, c in enumerate(choices)]
     comparator = variances[moments.comparator]
+    n, size = int(moments.units.sum()), batch_size / moments.unit
     rows = []
     for k, (choice, (variance, loo)) in enumerate(zip(choices, variances, strict=True)):
         row: dict = {}
         flags = []
+        truth, target = truths.get(k, plain), "gradient" if targets is None else targets[k]
+        compared = across(choice, truth) if target == "direction" else (choice, truth)
         gradient = Interval(*(math.sqrt(max(end, 0.0)) for end in truth.square_interval))
         _put(row, "grad_norm", math.sqrt(max(truth.square, 0.0)), gradient)
         _put(row, "variance", variance, _positive(variance, [loo], level))
-        _put(row, "variance_ratio", *_ratio((variance, loo), comparator, k == moments.comparator, level))
-        row |= _bias_rows(choice, truth, variance, loo, signs, batch_size, level, row)
-        _put(row, "nsr", *_nsr(variance, loo, truth, row, level))
+        if target == "gradient":
+            _put(row, "variance_ratio", *_ratio((variance, loo), comparator, k == moments.comparator, level))
+        else:  # in other units
+            _put(row, "variance_ratio", math.nan, Interval(math.nan, math.nan))
+        row |= _bias_rows(*compared, variance, loo, signs, size, level, row)
+        free = target == "direction"
+        _put(row, "nsr", *(_own_nsr(choice, variance, loo, level) if free else _nsr(variance, loo, truth, row, level)))
         proven = unbiased is not None and unbiased[k] and truth.square > 0
         if proven:
-            row["mse_low"] = min(row["mse"], row["variance_low"] / batch_size)
-            row["mse_high"] = max(row["mse"], row["variance_high"] / batch_size)
+            row["mse_low"] = min(row["mse"], row["variance_low"] / size)
+            row["mse_high"] = max(row["mse"], row["variance_high"] / size)
         m2c = moments.m2c[:, k].sum()
-        row["kurtosis"] = float(moments.n * moments.m4[:, k].sum() / m2c**2) if variance > 0 and m2c > 0 else math.nan
+        row["kurtosis"] = float(n * moments.m4[:, k].sum() / m2c**2) if variance > 0 and m2c > 0 else math.nan
         if proven:
-            cosine, interval = _unbiased_cosine(row, batch_size)
+            cosine, interval = _unbiased_cosine(row, size)
         else:
-            cosine, interval = _cosine(choice, truth, variance, loo, batch_size, level)
+            cosine, interval = _cosine(choice, truth, variance, loo, size, level)
         _put(row, "cosine", cosine, interval)
         row["effective_directions"] = effective_directions(choice, variance)
         if not truth.resolved:
             flags.append("gradient-not-resolved")
-        if truth.noise > 0.1 * variance / moments.n:
+        if compared[1].noise > 0.1 * variance / n:
             flags.append("reference-limited")
         if variance == 0:
             flags.append("zero-variance")
-        if comparator[0] == 0 and k != moments.comparator:
+        if comparator[0] == 0 and k != moments.comparator and target == "gradient":
             flags.append("comparator-zero-variance")
         if math.isnan(cosine) and truth.resolved:
             flags.append("cosine-undefined")
-        if pilot_kurtosis is not None and moments.n < TAIL_LIMIT * pilot_kurtosis[k]:
+        if pilot_kurtosis is not None and n < TAIL_LIMIT * pilot_kurtosis[k]:
             flags.append("heavy-tails")
         row["flag"] = "; ".join(flags)
+        for name in ("variance", "nsr"):  # of a unit so far
+            row |= {end: moments.unit * row[end] for end in (name, f"{name}_low", f"{name}_high")}
         rows.append(row)
     return rows
 
@@ -157,27 +154,6 @@ def _check(moments: Moments, reference: Reference, batch_size: int, draws: int) 
     for what, x in (("moments", moments.mean), ("moments", moments.trace_m2), ("reference", reference.grad)):
         if not np.isfinite(x).all():
             raise checks.InputError(f"Finite {what} were expected, but a NaN or infinity came; look for its trajectory.")
-
-
-def _truth(reference: Reference, rng: np.random.Generator, draws: int, level: float) -> _Truth:
-    """‖∇J‖² from the reference alone; :func:`varlab.analysis.bias.sign_multiplier` with no second mean."""
-    grad = np.asarray(reference.grad, dtype=np.float64)
-    norm_sq = float(grad @ grad)
-    if reference.block_mean is None:
-        return _Truth(grad, None, None, norm_sq, None, Interval(norm_sq, norm_sq), 0.0, None)
-    count = np.ones(len(reference.block_mean)) if reference.block_count is None else np.asarray(reference.block_count)
-    blocks = CentredBlocks.of(count, reference.block_mean)
-    w, h, c = blocks.weight, blocks.h, len(count)
-    each = w * blocks.dev_sq
-    noise = each.sum() / (c - 1)  # tr Cov of the mean, from the spread of the blocks
-    noise_loo = np.maximum(each.sum() - each - w * h * blocks.dev_sq, 0.0) / (1 - w) / (c - 2)
-    inner = blocks.dev @ grad
-    square_loo = norm_sq - 2 * h * inner + h**2 * blocks.dev_sq - noise_loo
-    signs = bias_room.random_signs(rng, draws, c)
-    factor = bias_room.contribution(w)
-    gram = factor[:, None] * blocks.gram * factor
-    interval = bias_room.sign_multiplier(norm_sq, factor * inner, gram, signs, c - 1, level).interval
-    return _Truth(grad, blocks, signs, norm_sq - noise, square_loo, interval, float(noise), noise_loo)
 
 
 def _variance(choice: CentredBlocks, trace_m2: np.ndarray) -> tuple[float, np.ndarray]:
@@ -217,11 +193,11 @@ def _ratio(
 
 def _bias_rows(
     choice: CentredBlocks,
-    truth: _Truth,
+    truth: Truth,
     variance: float,
     loo: np.ndarray,
     signs: np.ndarray,
-    batch_size: int,
+    batch_size: float,
     level: float,
     row: Mapping,
 ) -> dict:
@@ -264,7 +240,7 @@ def _bias_rows(
     return out
 
 
-def _nsr(variance: float, loo: np.ndarray, truth: _Truth, row: Mapping, level: float) -> tuple[float, Interval]:
+def _nsr(variance: float, loo: np.ndarray, truth: Truth, row: Mapping, level: float) -> tuple[float, Interval]:
     """variance/‖∇J‖². Where ‖∇J‖² is not resolved from 0 the upper end is inf and the lower joins two extreme ends."""
     if not truth.resolved:
         value = variance / truth.square if truth.square > 0 else (math.inf if variance > 0 else math.nan)
@@ -276,14 +252,25 @@ def _nsr(variance: float, loo: np.ndarray, truth: _Truth, row: Mapping, level: f
     return variance / truth.square, _positive(variance / truth.square, sources, level)
 
 
-def _unbiased_cosine(row: Mapping, batch_size: int) -> tuple[float, Interval]:
+def _own_nsr(choice: CentredBlocks, variance: float, loo: np.ndarray, level: float) -> tuple[float, Interval]:
+    """variance/‖E ĝ‖² of a choice of free scale, ‖E ĝ‖² debiased; the upper end is inf where it is not resolved from 0."""
+    n, h, mean = choice.count.sum(), choice.h, choice.mean
+    square = float(mean @ mean) - variance / n
+    squares = mean @ mean - 2 * h * (choice.dev @ mean) + h**2 * choice.dev_sq - loo / (n - choice.count)
+    if not (square > 0 and (squares > 0).all()):
+        value = variance / square if square > 0 else (math.inf if variance > 0 else math.nan)
+        return value, Interval(0.0, math.inf)
+    return variance / square, _positive(variance / square, [loo / squares], level)
+
+
+def _unbiased_cosine(row: Mapping, batch_size: float) -> tuple[float, Interval]:
     """ρ_N = (1 + nsr/N)^−1/2 where E g = ∇J, with the ends that nsr has."""
     value, low, high = (1.0 / math.sqrt(1.0 + row[name] / batch_size) for name in ("nsr", "nsr_high", "nsr_low"))
     return value, Interval(low, high)
 
 
 def _cosine(
-    choice: CentredBlocks, truth: _Truth, variance: float, loo: np.ndarray, batch_size: int, level: float
+    choice: CentredBlocks, truth: Truth, variance: float, loo: np.ndarray, batch_size: float, level: float
 ) -> tuple[float, Interval]:
     """ρ_N with debiased squares; Fisher's z, or the linear jackknife cut at ±1 where some value reaches ±1."""
     if truth.square <= 0:

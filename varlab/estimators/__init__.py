@@ -1,7 +1,7 @@
 """Estimators: which weight Φ_t each score receives."""
 
 from varlab.estimators import action_values, baselines, bootstrapped, returns  # noqa: F401  (importing registers)
-from varlab.estimators.base import AT_CUT, REGISTRY, Batch, Estimator, register, tail_sum, weight
+from varlab.estimators.base import AT_CUT, REGISTRY, TARGETS, Batch, Estimator, FitBatch, register, tail_sum, weight
 from varlab.estimators.baselines import Baseline
 from varlab.estimators.nodes import NodeEstimator
 from varlab.estimators.registry import SOURCE_TEXT, make, parse, resolve
@@ -10,9 +10,11 @@ __all__ = [
     "AT_CUT",
     "REGISTRY",
     "SOURCE_TEXT",
+    "TARGETS",
     "Baseline",
     "Batch",
     "Estimator",
+    "FitBatch",
     "NodeEstimator",
     "make",
     "parse",

@@ -12,18 +12,22 @@ from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from varlab import checks
+from varlab.envs.base import Environment
 from varlab.estimators.recursion import Recursion
 from varlab.types import Trajectories, Values
 
 if TYPE_CHECKING:
     from varlab.oracles.world import World
+    from varlab.scores.base import ScoreMap
 
 AT_CUT = ("terminal", "bootstrap", "wrong_state")
 #: What a Φ may claim of E g = ∇J.
 CLAIMS = ("always", "given exact values", "biased")
+#: What E g is compared with: ∇J; the best multiple of ∇J, where the scale is free; or A ∇J with A the estimator's matrix.
+TARGETS = ("gradient", "direction", "natural")
 
 
 def tail_sum(traj: Trajectories, x: Tensor, factor: float) -> Tensor:
@@ -55,12 +59,18 @@ class Batch:
         gamma: γ.
         at_cut: what follows an episode alive at the cut L < H: ``terminal`` (0), ``bootstrap`` (V_L(s_L)) or
             ``wrong_state`` (V_L(s_{L−1})). At t = H it is 0 whatever the rule.
+        group: G; trajectory i is in group i // G.
+        unit: trajectories of one unit, whole groups; trajectory i is in unit i // unit.
+        log_ratio: [M] log π_θ(a_t | s_t) − log π_b(a_t | s_t) where another policy b took the actions; None where θ did.
     """
 
     traj: Trajectories
     values: Values
     gamma: float
     at_cut: str = "bootstrap"
+    group: int = 1
+    unit: int = 1
+    log_ratio: Tensor | None = None
 
     @cached_property
     def reward(self) -> Tensor:
@@ -93,6 +103,28 @@ class Batch:
         """[M] γ^t."""
         return self.gamma ** self.traj.time.double()
 
+    @property
+    def log_ratios(self) -> Tensor:
+        """[M] ``log_ratio``, 0 where θ itself took the actions."""
+        return torch.zeros_like(self.traj.reward) if self.log_ratio is None else self.log_ratio
+
+
+@dataclass(frozen=True)
+class FitBatch(Batch):
+    """The critic stream, from which estimators take their numbers, with what else of θ they may look at.
+
+    Attributes:
+        env: the world.
+        policy: θ, in the measurement's dtype.
+        scores: its score map.
+        discount_weighting: whether step t is weighted by γ^t.
+    """
+
+    env: Environment | None = None
+    policy: nn.Module | None = None
+    scores: ScoreMap | None = None
+    discount_weighting: bool = True
+
 
 @dataclass(frozen=True)
 class Estimator(ABC):
@@ -104,6 +136,9 @@ class Estimator(ABC):
         unbiased: ``always``, ``given exact values`` or ``biased``.
         weighted: whether the step weight w_t = γ^t applies (not to total_return, whose R_γ holds it already).
         fits: whether :meth:`fit` takes numbers from the critic stream.
+        batchwise: whether Φ is a function of a unit of several trajectories.
+        target: one of :data:`TARGETS`.
+        off_policy: whether its claim holds where another policy took the actions.
         formula: for tables.
         source: title, authors, year.
     """
@@ -113,6 +148,9 @@ class Estimator(ABC):
     unbiased: ClassVar[str] = "always"
     weighted: ClassVar[bool] = True
     fits: ClassVar[bool] = False
+    batchwise: ClassVar[bool] = False
+    target: ClassVar[str] = "gradient"
+    off_policy: ClassVar[bool] = False
     formula: ClassVar[str]
     source: ClassVar[str]
 
@@ -127,9 +165,27 @@ class Estimator(ABC):
         """Which of ``v``, ``q`` and ``q_nodes`` it asks of a source of values at the steps: :attr:`needs`, if nothing else."""
         return self.needs
 
+    @property
+    def coefficients(self) -> Tensor | None:
+        """[P] c in g = Σ_t w_t z_t Φ_t + c ∘ Σ_t z_t κ_t, κ from :meth:`companion`; None where there is no such term."""
+        return None
+
+    @property
+    def matrix(self) -> Tensor | None:
+        """[P, P] A, where the gradient is A g; None where it is g."""
+        return None
+
+    def bind(self, env: Environment, policy: nn.Module) -> Estimator:
+        """Return this estimator with what it takes from the world and θ alone, before any sampling (nothing by default)."""
+        return self
+
     def fit(self, batch: Batch) -> Estimator:
         """Return this estimator with the numbers it takes from the critic stream (none by default)."""
         return self
+
+    def companion(self, batch: Batch) -> Tensor:
+        """Return κ_t [M], weights of the scores that :attr:`coefficients` multiply parameter by parameter."""
+        return torch.zeros_like(batch.traj.reward)
 
     def recursion(self, world: World) -> Recursion | None:
         """Return Φ as a recursion over a finite world (numpy tables), or None where the exact oracle does not apply."""

@@ -6,7 +6,14 @@ from varlab.estimators.base import Estimator
 
 
 def proven(
-    estimator: Estimator, objective: str, *, gamma: float, discount_weighting: bool, cut: int | None, values_source: str
+    estimator: Estimator,
+    objective: str,
+    *,
+    gamma: float,
+    discount_weighting: bool,
+    cut: int | None,
+    values_source: str,
+    on_policy: bool = True,
 ) -> bool:
     """Say whether E g is the gradient of an objective by the estimator's claim and the settings.
 
@@ -17,10 +24,12 @@ def proven(
         discount_weighting: whether step t is weighted by γ^t.
         cut: L, or None for H; what is not sampled is missing from the gradient.
         values_source: ``exact`` where V and Q are those of the policy.
+        on_policy: whether θ itself took the actions.
 
     Returns:
         True where it is proven; False where it is not, which does not make it biased.
     """
     same_objective = gamma == 1.0 or (objective == "J_gamma" and (discount_weighting or not estimator.weighted))
     claim = estimator.unbiased == "always" or (estimator.unbiased == "given exact values" and values_source == "exact")
-    return claim and same_objective and cut is None
+    acted = on_policy or estimator.off_policy
+    return claim and same_objective and cut is None and acted and estimator.target == "gradient"

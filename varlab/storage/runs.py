@@ -109,6 +109,7 @@ def read_run(folder: str | Path) -> tuple[pd.DataFrame, Moments, dict[str, Refer
             references[objective] = unpack_reference(packed)
         kept = {f.name: arrays.get(f.name) for f in fields(Moments)}
         kept |= {"names": tuple(str(name) for name in arrays["names"]), "comparator": int(arrays["comparator"])}
+        kept["unit"] = int(arrays.get("unit", 1))
     except UNREADABLE as error:
         raise InputError(
             f"A complete run was expected in {folder}, but it could not be read ({first_line(error)}); measure it again."
