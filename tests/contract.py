@@ -1,4 +1,4 @@
-"""Exact means of any estimator by enumeration: over all trajectories of a small world, or tuples of them where a unit has several.
+"""Exact means of any estimator by enumeration: over all trajectories of a small world, or tuples of them as units.
 
 Nothing is sampled but what estimators fit beforehand. Weights come from the package's own assembly of rows, so that what is
 enumerated is what a measurement adds up; ∇J comes from autograd through Σ_τ P(τ | θ) R_γ(τ), which knows neither scores nor Φ.
