@@ -106,9 +106,10 @@ class Preparation:
             return self.options["part_size"]
         return max(1, min(self.env.part_size, n, int(STEPS_PER_PART / (mean_length or self.env.horizon))))
 
-    def _sample(self, stream: str, n: int, seed: int, block: int = 0) -> Trajectories:
+    def _sample(self, stream: str, n: int, seed: int, block: int = 0, in_units: bool = False) -> Trajectories:
         """Sample a small stream as one block and join its parts; only the measurement and its pilot are cut."""
-        cut, group, unit = (self.options["cut"], self.group, self.unit) if stream == "pilot" else (None, 1, 1)
+        cut = self.options["cut"] if stream == "pilot" else None
+        group, unit = (self.group, self.unit) if in_units else (1, 1)
         layout = Layout(n, 1, self.part_size(n), block, unit)
         same = {"cut": cut, "device": self.device, "group": group}
         return Trajectories.join([t for _, t in parts(self.env, self.behaviour, layout, Streams(seed), stream, **same)])
@@ -238,7 +239,7 @@ class Preparation:
     def pilot(self) -> Pilot:
         """Measure centres and first variances on the pilot stream."""
         n = max(-(-self.options["pilot"] // self.unit), LEAST_PILOT if self.unit > 1 else 1)
-        traj = self._sample("pilot", n * self.unit, self.seed)
+        traj = self._sample("pilot", n * self.unit, self.seed, in_units=True)
         self.steps["pilot"] = traj.steps
         sized = isinstance(self.options["reference"], Reference) or self._reference_is_exact() or self.options["n_reference"]
         sampled = [] if sized else self.options["objectives"]
