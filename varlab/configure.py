@@ -77,6 +77,9 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(cfg, resolve=True)
     env = envs.make(plain["env"]["id"], plain["env"]["horizon"], **plain["env"]["kwargs"])
     policy = policies.make(env=env, theta_seed=_seed("theta.seed", plain["theta"]["seed"]), **plain["policy"])
+    gamma = checks.in_range("gamma", plain["gamma"], 0.0, 1.0)
+    if plain["policy"]["kind"] == "parameter_exploring":
+        env = envs.parameter_exploring(env, policy.controller, gamma)
     theta = f"seed={plain['theta']['seed']}"
     if plain["theta"]["file"] is not None:
         theta = f"file:{storage.load_theta(plain['theta']['file'], policy)[:8]}"
@@ -96,7 +99,7 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
         "policy": policy,
         "phi": choices(plain["phi"]),
         "n": checks.positive_int("n", plain["n"]),
-        "gamma": checks.in_range("gamma", plain["gamma"], 0.0, 1.0),
+        "gamma": gamma,
         "discount_weighting": _switch("discount_weighting", plain["discount_weighting"]),
         "values": plain["values"]["source"],
         "critic": CriticSettings(**critic),

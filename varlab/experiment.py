@@ -187,7 +187,7 @@ def _rollout(job: Preparation, pilot: Pilot, references: Mapping[str, Reference]
         for index, scores, phi in job.chunks(job.terms(traj)):
             norm_sq[index], dot[index] = blocks[b].add(scores, phi)
             job.check_gradient(norm_sq[index], index, "trajectory" if unit == 1 else "unit", done // unit)
-        blocks[b].steps += traj.steps
+        blocks[b].steps += traj.cost
         sink(_scalars(traj, b, done, norm_sq, dot, labels, tuple(references), job.gamma, unit))
         done += len(traj)
         job.progress("rollout", done, n)

@@ -12,6 +12,7 @@ import varlab
 from varlab import checks, estimators, policies, storage
 from varlab.analysis.bias import LEAST_DRAWS
 from varlab.envs.base import Environment
+from varlab.envs.parameter_exploring import ParameterExploring, check_inner_gamma
 from varlab.envs.registry import make as make_env
 from varlab.estimators.base import Estimator
 from varlab.types import Reference, Trajectories, Values
@@ -119,6 +120,8 @@ def plan(
         names = ("J_1",)
     checks.dtype_of(dtype)
     checks.device_of(device)
+    if isinstance(env, ParameterExploring):
+        check_inner_gamma(env, gamma, names)
     options = {
         "n": n, "gamma": float(gamma), "discount_weighting": bool(discount_weighting), "cut": cut if cut != env.horizon else None,
         "at_cut": at_cut, "n_reference": n_reference, "max_reference": max_reference, "reference_seed": reference_seed,

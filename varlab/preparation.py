@@ -116,7 +116,7 @@ class Preparation:
 
     def _critic_stream(self, seed: int) -> Trajectories:
         traj = self._sample("critic", self.options["critic"].n, seed)
-        self.steps["critic"] = self.steps.get("critic", 0) + traj.steps
+        self.steps["critic"] = self.steps.get("critic", 0) + traj.cost
         return traj
 
     def chunks(
@@ -191,7 +191,7 @@ class Preparation:
     def value_steps(self) -> list[int]:
         """[K] environment steps that each Φ's values and fitted numbers cost."""
         spent = getattr(self.source, "steps", 0)
-        stream = self.sources.streams[self.critic_seed].steps if self.critic_seed in self.sources.streams else 0
+        stream = self.sources.streams[self.critic_seed].cost if self.critic_seed in self.sources.streams else 0
         return [max(spent if e.needs | self.cut_needs else 0, stream if e.fits else 0) for e in self.phi]
 
     def read(self, traj: Trajectories, asks: frozenset[str]) -> Batch:
@@ -240,7 +240,7 @@ class Preparation:
         """Measure centres and first variances on the pilot stream."""
         n = max(-(-self.options["pilot"] // self.unit), LEAST_PILOT if self.unit > 1 else 1)
         traj = self._sample("pilot", n * self.unit, self.seed, in_units=True)
-        self.steps["pilot"] = traj.steps
+        self.steps["pilot"] = traj.cost
         sized = isinstance(self.options["reference"], Reference) or self._reference_is_exact() or self.options["n_reference"]
         sampled = [] if sized else self.options["objectives"]
         k = len(self.phi)

@@ -75,6 +75,8 @@ def rollout(
         if hidden_state:
             pieces["state"].append(simulator.state)
         seen, (obs, reward, end) = obs, simulator.step(action)
+        if (spent := getattr(simulator, "spent", None)) is not None:
+            pieces.setdefault("spent", []).append(spent)
         if hidden_state:
             last_state[live] = simulator.state
         for name, piece in (("obs", seen), ("action", action), ("reward", reward), ("episode", live)):
@@ -118,6 +120,7 @@ def _assemble(
     torch.cumsum(torch.bincount(episode, minlength=n), 0, out=offsets[1:])
     rows = offsets[episode] + torch.arange(steps.shape[0], device=steps.device).repeat_interleave(steps)
     joined = {name: torch.cat(parts) for name, parts in pieces.items() if name != "episode"}
+    spent = joined.pop("spent", None)
     return Trajectories(
         **{name: torch.empty_like(x).index_copy_(0, rows, x) for name, x in joined.items()},
         offsets=offsets,
@@ -127,6 +130,7 @@ def _assemble(
         horizon=env.horizon,
         last_state=last_state,
         env=env.name,
+        spent=None if spent is None else torch.zeros_like(offsets[:-1]).index_add_(0, episode, spent),
     )
 
 

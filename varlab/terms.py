@@ -230,6 +230,6 @@ def _run(traj: Trajectories, i: int, j: int) -> Trajectories:
     """Return trajectories i to j − 1."""
     a, b = int(traj.offsets[i]), int(traj.offsets[j])
     rows = {name: x[a:b] for name in ("obs", "action", "reward", "state") if (x := getattr(traj, name)) is not None}
-    ends = ("terminated", "truncated", "last_obs", "last_state")
+    ends = ("terminated", "truncated", "last_obs", "last_state", "spent")
     rows |= {name: x[i:j] for name in ends if (x := getattr(traj, name)) is not None}
     return replace(traj, offsets=traj.offsets[i : j + 1] - a, nodes=None, **rows)

@@ -43,6 +43,8 @@ class Trajectories:
         last_state: [N] int64, or None.
         env: the name used in messages.
         nodes: further actions at every step, where an estimator asks for them, else None.
+        spent: [N] int64, environment steps that each episode cost where one step of it is many (an episode of an inner world),
+            else None: as many as its rows.
     """
 
     obs: Tensor
@@ -57,6 +59,7 @@ class Trajectories:
     last_state: Tensor | None = None
     env: str = "environment"
     nodes: Nodes | None = None
+    spent: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of trajectories N."""
@@ -64,8 +67,13 @@ class Trajectories:
 
     @property
     def steps(self) -> int:
-        """M, the number of environment steps."""
+        """M, the number of rows."""
         return self.obs.shape[0]
+
+    @property
+    def cost(self) -> int:
+        """Environment steps spent: M, unless a step of these episodes is many of an inner world."""
+        return self.steps if self.spent is None else int(self.spent.sum())
 
     @cached_property
     def length(self) -> Tensor:
@@ -120,7 +128,7 @@ class Trajectories:
         def cat(name: str) -> Tensor | None:
             return None if getattr(first, name) is None else torch.cat([getattr(t, name) for t in made])
 
-        names = ("obs", "action", "reward", "terminated", "truncated", "last_obs", "state", "last_state")
+        names = ("obs", "action", "reward", "terminated", "truncated", "last_obs", "state", "last_state", "spent")
         length = torch.cat([t.length for t in made])
         offsets = torch.cat([length.new_zeros(1), length.cumsum(0)])
         return replace(first, offsets=offsets, nodes=None, **{name: cat(name) for name in names})
@@ -292,7 +300,10 @@ class Reference:
 
 @runtime_checkable
 class Simulator(Protocol):
-    """One batch of independent episodes, stepped together; finished ones are dropped by :meth:`keep`."""
+    """One batch of independent episodes, stepped together; finished ones are dropped by :meth:`keep`.
+
+    It may have an attribute ``spent`` [n] int64: environment steps of an inner world that the last step took.
+    """
 
     def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
         """Begin n episodes and return their observations [n, ...]."""

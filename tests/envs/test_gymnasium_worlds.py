@@ -15,7 +15,7 @@ from scipy.stats import norm
 import varlab
 from varlab import envs, policies, rng, storage
 from varlab.checks import InputError
-from varlab.envs import closed_form, compounding, lqg, random_mdp, worlds
+from varlab.envs import closed_form, compounding, linear_drift, lqg, random_mdp, worlds
 from varlab.envs.finite import FiniteSimulator
 from varlab.envs.gymnasium import EpisodeSimulator
 from varlab.estimators.baselines import ConstantBaseline
@@ -32,6 +32,7 @@ WORLDS = {
     "varlab/SignFlip-v0": (closed_form.sign_flip, {}),
     "varlab/ConstantReturn-v0": (closed_form.constant_return, {}),
     "varlab/Compounding-v0": (lambda: compounding.compounding(growth=2.0), {"growth": 2.0}),
+    "varlab/LinearDrift-v0": (lambda: linear_drift.linear_drift(10, noise=0.2), {"noise": 0.2}),
     "varlab/RandomMDP-v0": (
         lambda: envs.environment(random_mdp.random_mdp(1, states=4, outcomes=2), 10, "random MDP"),
         {"seed": 1, "states": 4, "outcomes": 2},
@@ -74,7 +75,8 @@ def test_make_gives_the_world_itself(name):
     env = envs.make(name, **kwargs)
     assert type(env) is type(by_function) and env.name == name and env.horizon == by_function.horizon
     assert storage.digest(dict(env.identity)) == storage.digest(dict(by_function.identity))
-    assert isinstance(env.make_simulator(CPU), FiniteSimulator if name in FINITE else lqg.LQGSimulator)
+    assert type(env.make_simulator(CPU)) is type(by_function.make_simulator(CPU))
+    assert isinstance(env.make_simulator(CPU), FiniteSimulator) == (name in FINITE)
     assert envs.make(name, horizon=7, **kwargs).horizon == 7
     if kwargs:
         assert storage.digest(dict(envs.make(name).identity)) != storage.digest(dict(env.identity))
@@ -101,7 +103,7 @@ def test_one_seed_gives_one_episode_in_both_forms(name):
             if terminated:
                 break
     first, again = single.reset()[0], single.reset()[0]  # without a seed the episodes go on differing
-    random_start = {"varlab/RandomLQG-v0", "varlab/RandomMDP-v0"}
+    random_start = {"varlab/RandomLQG-v0", "varlab/LinearDrift-v0", "varlab/RandomMDP-v0"}
     assert name not in random_start or len({str(x) for x in (first, again, *(single.reset()[0] for _ in range(9)))}) > 2
 
 

@@ -96,7 +96,7 @@ def sampled(
         total[b] += made
         count[b] += len(traj)
         returns += float(batch.reward_to_go[traj.offsets[:-1]].sum())
-        steps += traj.steps
+        steps += traj.cost
         if progress:
             progress("reference", int(count.sum()), layout.n)
     mean = total.cpu().numpy() / count[:, None]

@@ -62,6 +62,11 @@ class Environment:
                 )
 
     @property
+    def objective_horizon(self) -> int:
+        """H as rows report it: of the world in which rewards are paid, should this one run its episodes as single steps."""
+        return self.horizon
+
+    @property
     def discrete_actions(self) -> bool:
         """Whether actions are 0 … A − 1."""
         return isinstance(self.action_space, gymnasium.spaces.Discrete)

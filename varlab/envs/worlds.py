@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from varlab import checks
-from varlab.envs import closed_form, compounding, lqg, random_mdp
+from varlab.envs import closed_form, compounding, linear_drift, lqg, random_mdp
 from varlab.envs.base import Environment
 from varlab.envs.finite import environment
 
@@ -136,6 +136,14 @@ class Compounding(SingleEnv):
         super().__init__(compounding.compounding(**kwargs))
 
 
+class LinearDrift(SingleEnv):
+    """s' = s + a + ε with a bounded reward (:func:`varlab.envs.linear_drift.linear_drift`)."""
+
+    def __init__(self, **kwargs: object) -> None:
+        """Pass noise and start on."""
+        super().__init__(linear_drift.linear_drift(10, **kwargs))
+
+
 class RandomMDP(SingleEnv):
     """A random finite MDP that pays in every step (:func:`varlab.envs.random_mdp.random_mdp`)."""
 
@@ -147,6 +155,7 @@ class RandomMDP(SingleEnv):
 #: Class → the time limit registered with it, which is the horizon of its world.
 LIMITS = {
     PointMass: 100, RandomLQG: 20, GaussianBandit: 1, TwoArms: 1, SignFlip: 4, ConstantReturn: 2, Compounding: 12, RandomMDP: 10,
+    LinearDrift: 10,
 }  # fmt: skip
 for world_class, limit in LIMITS.items():
     gymnasium.register(f"{NAMESPACE}/{world_class.__name__}-v0", f"{__name__}:{world_class.__name__}", max_episode_steps=limit)

@@ -2,13 +2,16 @@
 
 from varlab.policies.base import Broadcast, log_prob, num_parameters, parameters, prepare, sample
 from varlab.policies.networks import MLP, Linear, SoftmaxTable
+from varlab.policies.parameter_exploring import Controller, ParameterDistribution
 from varlab.policies.registry import KINDS, make
 
 __all__ = [
     "KINDS",
     "MLP",
     "Broadcast",
+    "Controller",
     "Linear",
+    "ParameterDistribution",
     "SoftmaxTable",
     "log_prob",
     "make",

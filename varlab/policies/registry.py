@@ -10,8 +10,11 @@ from torch import nn
 from varlab import checks, rng
 from varlab.envs.base import Environment
 from varlab.policies.networks import MLP, Linear, SoftmaxTable
+from varlab.policies.parameter_exploring import Controller, ParameterDistribution
 
-KINDS = ("softmax_table", "linear", "mlp")
+#: Kinds that act step by step.
+CONTROLLERS = ("softmax_table", "linear", "mlp")
+KINDS = (*CONTROLLERS, "parameter_exploring")
 
 
 def make(
@@ -23,25 +26,40 @@ def make(
     hidden: Sequence[int] = (64, 64),
     activation: str = "tanh",
     log_std: float = -0.5,
+    controller: str = "linear",
+    stochastic: bool = False,
+    tau: float = 0.5,
 ) -> nn.Module:
     """Return a policy whose θ depends only on ``theta_seed``.
 
     A softmax table draws logits from N(0, scale²). Networks draw torch's default initialisation and multiply weights and
-    biases of the last layer by ``scale``.
+    biases of the last layer by ``scale``. The kind parameter_exploring is a Gaussian over the parameters of a controller, which
+    has η = that controller's own θ; it acts in the world that :func:`varlab.envs.parameter_exploring` makes of ``env`` and its
+    ``controller``.
 
     Args:
-        kind: softmax_table, linear or mlp.
+        kind: softmax_table, linear, mlp or parameter_exploring.
         env: gives input and output sizes.
         theta_seed: seed of θ.
         scale: spread of the logits or of the last layer.
         hidden: widths of the hidden layers (mlp).
         activation: name of the activation (mlp).
         log_std: initial log σ (Gaussian policies).
+        controller: softmax_table, linear or mlp, whose parameters are explored (parameter_exploring).
+        stochastic: whether that controller draws its actions (parameter_exploring).
+        tau: first standard deviation τ of every parameter (parameter_exploring).
 
     Returns:
         The policy.
     """
     checks.one_of("policy", kind, KINDS)
+    if kind == "parameter_exploring":
+        checks.one_of("controller", controller, CONTROLLERS)
+        inner = make(
+            controller, env, theta_seed=theta_seed, scale=scale, hidden=hidden, activation=activation, log_std=log_std
+        )
+        acting = Controller(inner, env, stochastic)
+        return ParameterDistribution(acting.start, tau, acting)
     sequence = rng.Streams(theta_seed).sequence("theta")
     if kind == "softmax_table":
         generator = rng.torch_generator(sequence)

@@ -219,4 +219,4 @@ def fit(
     spread = float(target.var(correction=0))
     explained = 1 - float(residual.var(correction=0)) / spread if spread > 0 else float("nan")
     state = {k: v.detach().cpu().numpy() for k, v in net.state_dict().items()}
-    return Critic(net, f"critic:{digest(state)[:8]}", traj.steps, explained, (before, after))
+    return Critic(net, f"critic:{digest(state)[:8]}", traj.cost, explained, (before, after))
