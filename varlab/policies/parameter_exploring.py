@@ -94,7 +94,7 @@ class Controller:
                 raise
             raise checks.InputError(
                 f"A controller that runs under torch.func.vmap was expected, but {type(self.skeleton).__name__} does not: "
-                f"{str(error).splitlines()[0]}; give its distribution validate_args=False and take out what looks at numbers."
+                f"{str(error).splitlines()[0]}; take out what looks at numbers (if, item())."
             ) from error
         if not self.stochastic:
             return first.argmax(-1) if self.discrete else first
