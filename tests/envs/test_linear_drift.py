@@ -21,7 +21,8 @@ def test_without_noise_it_follows_its_equations():
         following, reward, end = simulator.step(action)
         columns = (x.flatten().tolist() for x in (state, action, reward, following))
         for s, a, r, s_next in zip(*columns, strict=True):
-            assert r == pytest.approx(math.exp(-s * s / 2 - a * a / 2) + 1, rel=1e-14) and s_next == pytest.approx(s + a, rel=1e-14)
+            assert r == pytest.approx(math.exp(-s * s / 2 - a * a / 2) + 1, rel=1e-14)
+            assert s_next == pytest.approx(s + a, rel=1e-14)
         assert not bool(end.any())
         state = following
     simulator.keep(torch.tensor([True, False, True, False, True]))
