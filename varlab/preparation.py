@@ -179,7 +179,8 @@ class Preparation:
     def value_sources(self) -> list[str]:
         """[K] where each Φ's values come from, for the rows."""
         name = getattr(self.source, "source", "user")
-        return [name if e.needs | self.cut_needs else ("critic stream" if e.fits else "none") for e in self.phi]
+        fitted = ["critic stream" if e.fits and e.reads_stream else "none" for e in self.phi]
+        return [name if e.needs | self.cut_needs else other for e, other in zip(self.phi, fitted, strict=True)]
 
     def proven(self, objective: str) -> list[bool]:
         """[K] which Φ are unbiased for an objective by proof."""
@@ -192,7 +193,7 @@ class Preparation:
         """[K] environment steps that each Φ's values and fitted numbers cost."""
         spent = getattr(self.source, "steps", 0)
         stream = self.sources.streams[self.critic_seed].cost if self.critic_seed in self.sources.streams else 0
-        return [max(spent if e.needs | self.cut_needs else 0, stream if e.fits else 0) for e in self.phi]
+        return [max(spent if e.needs | self.cut_needs else 0, stream if e.fits and e.reads_stream else 0) for e in self.phi]
 
     def read(self, traj: Trajectories, asks: frozenset[str]) -> Batch:
         """Return what a Φ reads: the trajectories and the values asked for."""

@@ -19,7 +19,7 @@ def test_every_member_says_what_it_is(name):
     assert member.unbiased in CLAIMS
     assert isinstance(cls.formula, str) and cls.formula
     assert re.search(r"\(.+, \d{4}\)$", cls.source), "source: title (authors, year)"
-    assert cls.needs <= {"v", "q"} and member.asks <= {"v", "q", "q_nodes"}
+    assert member.needs <= {"v", "q"} and member.asks <= {"v", "q", "q_nodes"}
     assert {x.removesuffix("_nodes") for x in member.asks} == member.needs
     assert "Φ_t" in cls.__doc__ and "Source:" in cls.__doc__
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen

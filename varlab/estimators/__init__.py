@@ -1,6 +1,13 @@
 """Estimators: which weight Φ_t each score receives."""
 
-from varlab.estimators import action_values, baselines, bootstrapped, returns  # noqa: F401  (importing registers)
+from varlab.estimators import (  # noqa: F401  (importing registers)
+    action_values,
+    baselines,
+    bootstrapped,
+    natural,
+    off_policy,
+    returns,
+)
 from varlab.estimators.base import AT_CUT, REGISTRY, TARGETS, Batch, Estimator, FitBatch, register, tail_sum, weight
 from varlab.estimators.baselines import Baseline
 from varlab.estimators.nodes import NodeEstimator

@@ -136,6 +136,7 @@ class Estimator(ABC):
         unbiased: ``always``, ``given exact values`` or ``biased``.
         weighted: whether the step weight w_t = γ^t applies (not to total_return, whose R_γ holds it already).
         fits: whether :meth:`fit` takes numbers from the critic stream.
+        reads_stream: whether :meth:`fit` reads the trajectories of the critic stream, which are then part of its cost.
         batchwise: whether Φ is a function of a unit of several trajectories.
         target: one of :data:`TARGETS`.
         off_policy: whether its claim holds where another policy took the actions.
@@ -148,6 +149,7 @@ class Estimator(ABC):
     unbiased: ClassVar[str] = "always"
     weighted: ClassVar[bool] = True
     fits: ClassVar[bool] = False
+    reads_stream: ClassVar[bool] = True
     batchwise: ClassVar[bool] = False
     target: ClassVar[str] = "gradient"
     off_policy: ClassVar[bool] = False

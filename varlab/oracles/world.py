@@ -14,12 +14,11 @@ import numpy as np
 import scipy.sparse
 import torch
 from torch import nn
-from torch.func import functional_call, jacrev
 
 from varlab.envs.finite import FiniteMDP
-from varlab.policies.base import log_prob, parameters
-from varlab.policies.networks import SoftmaxTable
-from varlab.values.dynamic_programming import evaluate, occupancy, policy_table
+from varlab.policies.base import parameters
+from varlab.values.dynamic_programming import evaluate, occupancy
+from varlab.values.fisher import score_table
 
 
 @dataclass(frozen=True)
@@ -184,23 +183,6 @@ def build(
     Returns:
         The world.
     """
-    theta = {name: p.detach() for name, p in parameters(policy).items()}
-    with torch.no_grad():
-        pi = policy_table(policy, mdp).cpu().numpy()
-    num_parameters = sum(p.numel() for p in theta.values())
-    support = None
-    if type(policy) is SoftmaxTable and len(theta) == 1:
-        s, a = pi.shape
-        scores = np.eye(a)[None] - pi[:, None, :]
-        support = np.arange(s * a).reshape(s, a)
-    else:
-        seen = mdp.seen.to(next(iter(theta.values())).device)
-        actions = torch.arange(mdp.num_actions, device=seen.device)
-
-        def log_pi(t: dict[str, torch.Tensor]) -> torch.Tensor:
-            distribution = functional_call(policy, t, (seen,), tie_weights=True)
-            return torch.stack([log_prob(distribution, a.expand(len(seen))) for a in actions], 1)
-
-        jacobian = jacrev(log_pi)(theta)
-        scores = torch.cat([j.reshape(*pi.shape, -1) for j in jacobian.values()], 2).double().cpu().numpy()
+    pi, scores, support = score_table(mdp, policy)
+    num_parameters = sum(p.numel() for p in parameters(policy).values())
     return World(mdp, pi, scores, support, num_parameters, v, q, gamma, horizon, horizon if cut is None else cut, at_cut)
