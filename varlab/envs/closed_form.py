@@ -45,6 +45,31 @@ def two_arms_variance(p: float, b: float = 0.0) -> float:
     return p * (1 - p) * (1 - p - b) ** 2
 
 
+def two_arms_natural_variance(p: float, b: float = 0.0, rewards: tuple[float, float] = (0.0, 1.0)) -> float:
+    """Return tr Cov of the natural gradient F⁺ z (r − b) of a softmax table on two arms that pay ``rewards``.
+
+    F = p (1 − p) u uᵀ with u = (−1, 1), so that F⁺ z is u / (2 p) where a = 1 and −u / (2 (1 − p)) where a = 0. The mean is
+    u (r_1 − r_0) / 2 for every p and b, and
+
+        tr Cov = ((r_1 − b)² / p + (r_0 − b)² / (1 − p) − (r_1 − r_0)²) / 2.
+
+    As p → 1 it grows like (r_0 − b)² / (2 (1 − p)): without bound for b = 0 unless r_0 = 0, and without bound for b = V = r_0 +
+    p (r_1 − r_0), for which r_0 − b → r_0 − r_1. The optimal b* = (1 − p) r_1 + p r_0 makes it 0. That V does not bound it: The
+    Role of Baselines in Policy Gradient Optimization (Mei, Chung, Thomas, Dai, Szepesvari, Schuurmans, 2022).
+
+    Args:
+        p: π(a = 1), strictly between 0 and 1.
+        b: the constant baseline.
+        rewards: r_0 and r_1.
+
+    Returns:
+        The trace of the covariance for one trajectory.
+    """
+    checks.in_range("p", p, 1e-300, 1.0 - 2.0**-53)
+    r0, r1 = rewards
+    return ((r1 - b) ** 2 / p + (r0 - b) ** 2 / (1 - p) - (r1 - r0) ** 2) / 2
+
+
 def gaussian_bandit(dim: int) -> LQG:
     """Return the bandit r = −‖a‖² with a ∈ R^dim: one step, and an observation that is always 0.
 
