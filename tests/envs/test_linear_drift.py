@@ -40,6 +40,13 @@ def test_noise_and_start_have_their_standard_deviations():
     assert abs(float((start * step).mean())) < 4 * 0.6 / 100_000**0.5
 
 
+def test_a_group_begins_in_one_state_and_goes_its_own_ways():
+    simulator = envs.make("varlab/LinearDrift-v0").make_simulator(CPU)
+    start = simulator.reset(12, SEED, 4).view(3, 4)
+    assert bool((start == start[:, :1]).all()) and len(start[:, 0].unique()) == 3
+    assert len(simulator.step(torch.zeros(12, 1))[0].unique()) == 12
+
+
 @pytest.mark.parametrize("name", ["noise", "start"])
 def test_a_negative_deviation_is_refused(name):
     with pytest.raises(InputError, match=f"^{name} must lie in"):

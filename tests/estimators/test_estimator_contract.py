@@ -21,11 +21,17 @@ from varlab.values import FunctionValues
 HORIZON = 4
 BOTH = frozenset({"v", "q"})
 #: Members with arguments are held to their claim at several.
-ARGUMENTS = {"n_step": [{"k": 1}, {"k": 2}, {"k": 3}], "gae": [{"lam": 0.0}, {"lam": 0.5}, {"lam": 0.95}, {"lam": 1.0}]}
+ARGUMENTS = {
+    "n_step": [{"k": 1}, {"k": 2}, {"k": 3}], "gae": [{"lam": 0.0}, {"lam": 0.5}, {"lam": 0.95}, {"lam": 1.0}],
+    "importance_weighted": [{}, {"form": "trajectory"}, {"base": "value_baseline"}],
+    "surrogate": [{}, {"lam": 1.0}], "clipped_surrogate": [{}, {"lam": 1.0}],
+}  # fmt: skip
 
 
 def members():
-    registered = [make(name, **arguments) for name in REGISTRY for arguments in ARGUMENTS.get(name, [{}])]
+    # What E g of other targets is compared with has tests of its own (test_natural.py).
+    names = [name for name, cls in REGISTRY.items() if cls.target == "gradient"]
+    registered = [make(name, **arguments) for name in names for arguments in ARGUMENTS.get(name, [{}])]
     return [*registered, Baseline(lambda obs, t: 3.0 * obs - t**2, called="user baseline")]
 
 

@@ -292,6 +292,24 @@ def test_a_measurement_covers_the_closed_form(m):
         assert abs(np.log(row.variance / exact)) < 0.1 and row.variance_low < exact < row.variance_high
 
 
+def test_groups_of_thetas_begin_in_one_inner_state():
+    env = envs.make("varlab/LinearDrift-v0")
+    simulator = envs.parameter_exploring(env, Controller(policies.make("linear", env), env)).make_simulator(CPU)
+    assert simulator.reset(8, SEED, 4).shape == (8, 1)
+    start = simulator.obs.view(2, 4)
+    assert bool((start == start[:, :1]).all()) and len(start[:, 0].unique()) == 2
+
+
+def test_episodes_that_may_end_by_chance_are_charged_too():
+    env = envs.make("CartPole-v1", horizon=30)
+    policy = policies.make("parameter_exploring", env)
+    inside = envs.parameter_exploring(envs.with_termination(env, 0.7), policy.controller)
+    around = envs.with_termination(envs.parameter_exploring(env, policy.controller), 0.7)
+    short, long = (rollout(world, policy, 200, SEED) for world in (inside, around))
+    assert torch.equal(short.spent.double(), short.reward) and torch.equal(long.spent.double(), long.reward)
+    assert short.cost < 200 / (1 - 0.7) * 1.2 < long.cost
+
+
 # ---- What is refused
 
 

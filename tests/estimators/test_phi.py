@@ -91,6 +91,12 @@ LOOPS = {
     "gae(lam=0.3)": lambda e, t: e.gae(t, 0.3),
     "gae(lam=0.95)": lambda e, t: e.gae(t, 0.95),
     "gae(lam=1.0)": lambda e, t: e.gae(t, 1.0),
+    # Where θ itself acts; with ratios in test_off_policy.py.
+    "importance_weighted": lambda e, t: e.reward_to_go(t),
+    "importance_weighted(form='trajectory')": lambda e, t: e.reward_to_go(t),
+    "importance_weighted(base='value_baseline')": lambda e, t: e.reward_to_go(t) - e.v[t],
+    "surrogate(lam=0.3)": lambda e, t: e.gae(t, 0.3),
+    "clipped_surrogate(lam=0.3)": lambda e, t: e.gae(t, 0.3),
 }
 
 

@@ -38,6 +38,11 @@ class GeometricSimulator:
         """Which live episodes the inner world truncated by itself at the last step, if it tells."""
         return getattr(self.inner, "cut_short", None)
 
+    @property
+    def spent(self) -> Tensor | None:
+        """Steps of a world inside the inner world that the last step took, if it tells."""
+        return getattr(self.inner, "spent", None)
+
     def keep(self, alive: Tensor) -> None:
         """Drop finished episodes."""
         self.inner.keep(alive)

@@ -21,10 +21,10 @@ class LinearDriftSimulator:
     def _draw(self, n: int) -> Tensor:
         return torch.randn(n, 1, generator=self.generator, device=self.device, dtype=torch.float64)
 
-    def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
-        """Begin n episodes and return their states [n, 1]."""
+    def reset(self, n: int, seed: np.random.SeedSequence, group: int = 1) -> Tensor:
+        """Begin n episodes, each ``group`` consecutive ones in one state, and return their states [n, 1]."""
         self.generator = rng.torch_generator(seed, self.device)
-        self.state = self.start * self._draw(n)
+        self.state = self.start * self._draw(-(-n // group)).repeat_interleave(group, 0)[:n]
         return self.state
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,11 +44,15 @@ class ParameterExploringSimulator:
         self.env, self.controller, self.gamma, self.device = env, controller, gamma, device
         self.inner: Simulator = env.make_simulator(device)
 
-    def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
-        """Begin n inner episodes (actions have a generator of their own) and return the constant observation 0, [n, 1]."""
+    def reset(self, n: int, seed: np.random.SeedSequence, group: int = 1) -> Tensor:
+        """Begin n inner episodes, each ``group`` consecutive ones in one state; actions have a generator of their own.
+
+        Returns:
+            The constant observation 0, [n, 1].
+        """
         world, actions = rng.children(seed, 2)
         self.generator = rng.torch_generator(actions, self.device)
-        self.obs = self.inner.reset(n, world)
+        self.obs = self.inner.reset(n, world) if group == 1 else self.inner.reset(n, world, group)
         return self._nothing(n)
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
