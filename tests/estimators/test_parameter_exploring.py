@@ -14,7 +14,7 @@ from finite_worlds import random_mdp
 from torch.distributions import Independent, Normal
 
 import varlab
-from varlab import envs, policies, rng, scores, values
+from varlab import envs, policies, rng, scores, storage, values
 from varlab.checks import InputError
 from varlab.envs import closed_form, lqg
 from varlab.estimators import Baseline, Batch, make, weight
@@ -308,6 +308,11 @@ def test_episodes_that_may_end_by_chance_are_charged_too():
     short, long = (rollout(world, policy, 200, SEED) for world in (inside, around))
     assert torch.equal(short.spent.double(), short.reward) and torch.equal(long.spent.double(), long.reward)
     assert short.cost < 200 / (1 - 0.7) * 1.2 < long.cost
+
+
+def test_one_parameter_has_a_digest():
+    policy = ParameterDistribution(torch.zeros(1), 0.5)
+    assert policy.log_std.value.shape == (1,) and len(storage.digest(policy.state_dict())) == 16
 
 
 # ---- What is refused

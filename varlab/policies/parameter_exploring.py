@@ -139,7 +139,7 @@ class ParameterDistribution(nn.Module):
                 "number above 0."
             )
         self.mean = Broadcast(mean.detach().clone())
-        self.log_std = Broadcast(std.log().expand_as(mean).clone())
+        self.log_std = Broadcast(std.log() + torch.zeros_like(mean))
         self.controller = controller
 
     def forward(self, obs: Tensor) -> Distribution:
