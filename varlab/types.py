@@ -305,8 +305,8 @@ class Simulator(Protocol):
     It may have an attribute ``spent`` [n] int64: environment steps of an inner world that the last step took.
     """
 
-    def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
-        """Begin n episodes and return their observations [n, ...]."""
+    def reset(self, n: int, seed: np.random.SeedSequence, group: int = 1) -> Tensor:
+        """Begin n episodes, each ``group`` consecutive ones in one state, and return their observations [n, ...]."""
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Advance the live episodes; return observation [n, ...], reward [n] float64, terminated [n] bool."""

@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from varlab.envs.finite import FiniteMDP
 
 
+def starts(n: int, group: int) -> int:
+    """Return how many states n episodes begin in where each ``group`` consecutive ones share theirs.
+
+    Raises:
+        InputError: if the episodes do not fill whole groups.
+    """
+    if n % group:
+        raise checks.InputError(f"Whole groups of {group} episodes were expected, but {n} episodes came; give a multiple.")
+    return n // group
+
+
 @dataclass(frozen=True)
 class Environment:
     """A world together with the length H of its objective J = E Σ_{t<H} γ^t r_t.

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from varlab import checks, rng
-from varlab.envs.base import Environment
+from varlab.envs.base import Environment, starts
 
 
 @dataclass(frozen=True)
@@ -206,11 +206,11 @@ class FiniteSimulator:
     def _see(self) -> Tensor:
         return self.state if self.observations is None else self.observations[self.state]
 
-    def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
-        """Begin n episodes from ρ_0 and return what is seen, [n, ...]."""
+    def reset(self, n: int, seed: np.random.SeedSequence, group: int = 1) -> Tensor:
+        """Begin n episodes from ρ_0, each ``group`` consecutive ones in one state, and return what is seen, [n, ...]."""
         self.generator = rng.torch_generator(seed, self.device)
-        u = torch.rand(n, generator=self.generator, device=self.device, dtype=torch.float64)
-        self.state = torch.searchsorted(self.initial, u, right=True).clamp_(max=self.last_initial)
+        u = torch.rand(starts(n, group), generator=self.generator, device=self.device, dtype=torch.float64)
+        self.state = torch.searchsorted(self.initial, u, right=True).clamp_(max=self.last_initial).repeat_interleave(group)
         return self._see()
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,11 +21,11 @@ class GeometricSimulator:
         """Wrap ``inner``."""
         self.inner, self.gamma, self.device = inner, gamma, device
 
-    def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
+    def reset(self, n: int, seed: np.random.SeedSequence, group: int = 1) -> Tensor:
         """Begin n episodes (the endings have a generator of their own) and return their observations."""
         world, endings = rng.children(seed, 2)
         self.generator = rng.torch_generator(endings, self.device)
-        return self.inner.reset(n, world)
+        return self.inner.reset(n, world, group)
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Advance the live episodes, end each with probability 1 − γ; return observation, reward, termination."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import random
+import types
+
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from torch import Tensor
 
-from varlab import checks
+from varlab import checks, rng
+from varlab.envs.base import starts
 
 #: Larger than any horizon: Gymnasium's own time limit is replaced by varlab's.
 NO_LIMIT = 2**31 - 1
+GENERATORS = (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)
+#: What is not part of a world's own state.
+NOT_SEARCHED = (gymnasium.Env, gymnasium.Space, types.ModuleType, type)
 
 
 class CartPoleSimulator:
@@ -21,10 +28,13 @@ class CartPoleSimulator:
         """Keep the keyword arguments of :class:`CartPoleVectorEnv` (``sutton_barto_reward``)."""
         self.device, self.kwargs = device, kwargs
 
-    def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
-        """Begin n episodes and return their observations [n, 4]."""
+    def reset(self, n: int, seed: np.random.SeedSequence, group: int = 1) -> Tensor:
+        """Begin n episodes, each ``group`` consecutive ones in one state, and return their observations [n, 4]."""
         self.env = CartPoleVectorEnv(num_envs=n, max_episode_steps=NO_LIMIT, **self.kwargs)
         obs, _ = self.env.reset(seed=int(seed.generate_state(1)[0]))
+        if starts(n, group) < n:
+            self.env.state = self.env.state[:, ::group].repeat(group, axis=1)
+            obs = obs[::group].repeat(group, axis=0)
         return torch.from_numpy(obs).to(self.device)
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,17 +71,34 @@ class EpisodeSimulator:
     def _observe(self, rows: list[object]) -> Tensor:
         return torch.from_numpy(np.asarray(rows)).to(self.device)
 
-    def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
-        """Begin n episodes and return their observations [n, ...]."""
+    def reset(self, n: int, seed: np.random.SeedSequence, group: int = 1) -> Tensor:
+        """Begin n episodes and return their observations [n, ...].
+
+        The episodes of a group are reset with one seed, whatever part of their world it decides, and then each gets a generator
+        of its own.
+
+        Args:
+            n: number of episodes.
+            seed: of this part.
+            group: how many consecutive episodes begin in one state.
+
+        Returns:
+            Their observations.
+        """
         while len(self.pool) < n:
             self.pool.append(make_unlimited(self.env_id, **self.kwargs))
         self.live = self.pool[:n]
         self.episode = np.arange(n)
         space = self.live[0].action_space
         self.bounds = (space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else None
-        seeds = seed.generate_state(n, np.uint64)
+        count = starts(n, group)
+        first, later = (seed, None) if group == 1 else rng.children(seed, 2)
+        seeds = first.generate_state(count, np.uint64).repeat(group)
         self.time = 0
-        return self._observe([_begin(env, int(s)) for env, s in zip(self.live, seeds, strict=True)])
+        obs = [_begin(env, int(s)) for env, s in zip(self.live, seeds, strict=True)]
+        if later is not None:
+            part_ways(self.env_id, self.live, obs, rng.children(later, n), group)
+        return self._observe(obs)
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Advance the live episodes by one step; return observation, reward, termination.
@@ -124,6 +151,53 @@ def _begin(env: gymnasium.Env, seed: int) -> object:
         return env.reset(seed=seed)[0]
     except (ValueError, OverflowError):
         return env.reset(seed=seed % 2**32)[0]
+
+
+def part_ways(
+    env_id: str, live: list[gymnasium.Env], obs: list[object], seeds: list[np.random.SeedSequence], group: int
+) -> None:
+    """Give episodes that began in one state generators of their own.
+
+    Args:
+        env_id: for messages.
+        live: n environments, just reset, each ``group`` consecutive ones with one seed.
+        obs: their n first observations.
+        seeds: of their n generators.
+        group: how many share a start.
+
+    Raises:
+        InputError: if one seed gave several starts, or a world keeps randomness outside ``np_random``, which its episodes would
+            go on sharing.
+    """
+    kept = _other_generator(live[0])
+    if kept is not None:
+        raise checks.InputError(
+            f"{env_id} was expected to draw all its randomness from self.np_random, so that episodes with one start can part, "
+            f"but it also keeps a generator in {kept}; use self.np_random there, or set shared_start=false."
+        )
+    for i, env in enumerate(live):
+        if not np.array_equal(obs[i], obs[i - i % group]):
+            raise checks.InputError(
+                f"{env_id} was expected to begin in one state for one seed, but reset(seed=…) gave {obs[i - i % group]} and "
+                f"{obs[i]}; draw its first state from self.np_random, or set shared_start=false."
+            )
+        env.unwrapped.np_random = rng.numpy_generator(seeds[i])
+
+
+def _other_generator(env: gymnasium.Env) -> str | None:
+    """Return where an environment or a wrapper of it keeps a random generator other than ``np_random``, or None."""
+    layers = [env]
+    while isinstance(layers[-1], gymnasium.Wrapper):
+        layers.append(layers[-1].env)
+    for layer in layers:
+        held = [(f"{type(layer).__name__}.{name}", x) for name, x in vars(layer).items() if name != "_np_random"]
+        # One level down: objects of the world's own, such as a simulator; spaces keep generators that no step draws from.
+        owned = [(p, x) for p, x in held if hasattr(x, "__dict__") and not isinstance(x, NOT_SEARCHED)]
+        held += [(f"{place}.{name}", inner) for place, x in owned for name, inner in vars(x).items()]
+        for place, x in held:
+            if isinstance(x, GENERATORS):
+                return place
+    return None
 
 
 def make_unlimited(env_id: str, **kwargs: object) -> gymnasium.Env:

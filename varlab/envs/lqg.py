@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from varlab import checks, rng
-from varlab.envs.base import Environment
+from varlab.envs.base import Environment, starts
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,11 @@ class LQGSimulator:
         shape = (n, matrix.shape[1])
         return torch.randn(shape, generator=self.generator, device=self.device, dtype=torch.float64) @ matrix.T
 
-    def reset(self, n: int, seed: np.random.SeedSequence) -> Tensor:
-        """Begin n episodes and return their states [n, S]."""
+    def reset(self, n: int, seed: np.random.SeedSequence, group: int = 1) -> Tensor:
+        """Begin n episodes, each ``group`` consecutive ones in one state, and return their states [n, S]."""
         self.generator = rng.torch_generator(seed, self.device)
-        self.state = self.system.initial_mean + self._draw(n, self.initial_root)
+        first = self.system.initial_mean + self._draw(starts(n, group), self.initial_root)
+        self.state = first.repeat_interleave(group, 0)
         return self.state
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
