@@ -15,7 +15,7 @@ from scipy.stats import norm
 import varlab
 from varlab import envs, policies, rng, storage
 from varlab.checks import InputError
-from varlab.envs import closed_form, compounding, linear_drift, lqg, random_mdp, worlds
+from varlab.envs import closed_form, compounding, linear_drift, lqg, prompts, random_mdp, worlds
 from varlab.envs.finite import FiniteSimulator
 from varlab.envs.gymnasium import EpisodeSimulator
 from varlab.estimators.baselines import ConstantBaseline
@@ -37,6 +37,7 @@ WORLDS = {
         lambda: envs.environment(random_mdp.random_mdp(1, states=4, outcomes=2), 10, "random MDP"),
         {"seed": 1, "states": 4, "outcomes": 2},
     ),
+    "varlab/Prompts-v0": (lambda: prompts.prompts(3, 2, seed=1), {"prompts": 3, "answers": 2, "seed": 1}),
 }  # fmt: skip
 FINITE = [name for name, (make, _) in WORLDS.items() if make().finite is not None]
 unbounded = pytest.mark.filterwarnings("ignore:.*Box (action|observation) space", "ignore:.*For Box action spaces")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from varlab import checks
-from varlab.envs import closed_form, compounding, linear_drift, lqg, random_mdp
+from varlab.envs import closed_form, compounding, linear_drift, lqg, prompts, random_mdp
 from varlab.envs.base import Environment
 from varlab.envs.finite import environment
 
@@ -152,10 +152,19 @@ class RandomMDP(SingleEnv):
         super().__init__(environment(random_mdp.random_mdp(seed, **kwargs), 10, "random MDP"))
 
 
+class Prompts(SingleEnv):
+    """A prompt is drawn, one answer is given and pays 0 or 1 (:func:`varlab.envs.prompts.prompts`)."""
+
+    def __init__(self, **kwargs: object) -> None:
+        """Pass prompts, answers, seed, deterministic and success on."""
+        super().__init__(prompts.prompts(**kwargs))
+
+
 #: Class → the time limit registered with it, which is the horizon of its world.
 LIMITS = {
     PointMass: 100, RandomLQG: 20, GaussianBandit: 1, TwoArms: 1, SignFlip: 4, ConstantReturn: 2, Compounding: 12, RandomMDP: 10,
     LinearDrift: 10,
+    Prompts: 1,
 }  # fmt: skip
 for world_class, limit in LIMITS.items():
     gymnasium.register(f"{NAMESPACE}/{world_class.__name__}-v0", f"{__name__}:{world_class.__name__}", max_episode_steps=limit)
