@@ -29,8 +29,8 @@ ARGUMENTS = {
 
 
 def members():
-    # What E g of other targets is compared with has tests of its own (test_natural.py).
-    names = [name for name, cls in REGISTRY.items() if cls.target == "gradient"]
+    # Units of several trajectories: test_group.py, test_normalised.py; other targets than ∇J: test_natural.py.
+    names = [name for name, cls in REGISTRY.items() if cls.target == "gradient" and not cls.batchwise]
     registered = [make(name, **arguments) for name in names for arguments in ARGUMENTS.get(name, [{}])]
     return [*registered, Baseline(lambda obs, t: 3.0 * obs - t**2, called="user baseline")]
 

@@ -40,7 +40,9 @@ def test_every_phi_of_the_source_text_is_there():
         ("total_return", "always"), ("reward_to_go", "always"), ("constant_baseline", "always"), ("time_baseline", "always"),
         ("value_baseline", "always"), ("gae(lam=1)", "always"), ("gae(lam=0.95)", "given exact values"),
         ("td_residual", "given exact values"), ("n_step", "given exact values"), ("q_value", "given exact values"),
-        ("advantage", "given exact values"), ("all_action", "given exact values"),
+        ("advantage", "given exact values"), ("all_action", "given exact values"), ("leave_one_out", "always"),
+        ("james_stein", "always"), ("group_mean", "biased"), ("group_normalised", "biased"), ("normalised_advantage", "biased"),
+        ("step_mean", "biased"),
     ],
 )  # fmt: skip
 def test_claims(name, claim):

@@ -137,10 +137,13 @@ def test_phi_at_a_cut_is_its_formula(text, gamma, at_cut):
 
 def test_every_registered_phi_has_a_loop_or_is_fitted():
     looped = {text.partition("(")[0] for text in LOOPS}
-    fitted = {name for name, cls in estimators.REGISTRY.items() if cls.fits}
+    fitted = {name for name in estimators.REGISTRY if estimators.make(name).fits}
     elsewhere = {name for name, cls in estimators.REGISTRY.items() if issubclass(cls, estimators.NodeEstimator)}
     assert elsewhere == {"all_action"}, "write a loop over the nodes for the new Φ, as in test_all_action.py"
-    assert looped | fitted | elsewhere == set(estimators.REGISTRY), "write a naive loop twin for the new Φ"
+    batchwise = {name for name, cls in estimators.REGISTRY.items() if cls.batchwise}
+    groups = {"leave_one_out", "group_mean", "group_normalised", "james_stein"}
+    assert batchwise == groups | {"normalised_advantage", "step_mean"}, "write a loop over units, as in test_group.py"
+    assert looped | fitted | elsewhere | batchwise == set(estimators.REGISTRY), "write a naive loop twin for the new Φ"
 
 
 @pytest.mark.parametrize("gamma", (1.0, 0.9))

@@ -4,7 +4,9 @@ from varlab.estimators import (  # noqa: F401  (importing registers)
     action_values,
     baselines,
     bootstrapped,
+    group,
     natural,
+    normalised,
     off_policy,
     returns,
 )
