@@ -1,12 +1,16 @@
-# Each target makes .venv first where it is missing; nothing else is needed beforehand but Python 3.11 or newer.
+# Each target makes .venv first where it is missing (test-extras its own .venv-extras); nothing else is needed beforehand but
+# Python 3.11 or newer.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 WORKERS ?= 2
 PY := .venv/bin/python
 STAMP := .venv/.installed
+# Other libraries that varlab is checked against live apart, so that .venv holds what varlab needs and nothing else.
+EXTRAS_PY := .venv-extras/bin/python
+EXTRAS_STAMP := .venv-extras/.installed
 
-.PHONY: help reproduce test test-oracles calibrate benchmark lint clean
+.PHONY: help reproduce test test-extras test-oracles calibrate benchmark lint clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +25,9 @@ reproduce: $(STAMP)  ## measure CartPole, FrozenLake and CliffWalking, print the
 test: lint  ## check the style, then run every test
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
+test-extras: $(EXTRAS_STAMP)  ## check against torchrl, Stable-Baselines3 and MuJoCo, installed into .venv-extras
+	$(EXTRAS_PY) -m pytest tests/extras
+
 test-oracles: $(STAMP)  ## compare exact moments with a million trajectories on each of five worlds (a few minutes)
 	$(PY) -m pytest tests/slow
 
@@ -33,15 +40,17 @@ benchmark: $(STAMP)  ## print the speed of varlab against its peers, as ratios
 lint: $(STAMP)  ## check style and docstrings
 	$(PY) -m ruff check .
 
-clean:  ## remove caches and build leftovers; keeps .venv and every result
+clean:  ## remove caches and build leftovers; keeps both environments and every result
 	rm -rf .pytest_cache .ruff_cache build dist *.egg-info
 	find varlab scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml constraints.txt
-	@test -x $(PY) || command -v $(PYTHON) > /dev/null || { echo "varlab needs Python 3.11 or newer, but '$(PYTHON)' was not found; install it or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	@test -x $(PY) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "varlab needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) -V 2>&1); name a newer one: make PYTHON=python3.11" >&2; exit 1; }
-	@test -x $(PY) || $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module was expected, but '$(PYTHON)' lacks it; install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
-	$(PY) -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv .venv
-	$(PY) -m pip install -q torch==2.13.0 -c constraints.txt
-	$(PY) -m pip install -q -e ".[test]" -c constraints.txt
-	@touch $(STAMP)
+$(STAMP): EXTRA := test
+$(EXTRAS_STAMP): EXTRA := extras
+$(STAMP) $(EXTRAS_STAMP): pyproject.toml constraints.txt
+	@test -x $(@D)/bin/python || command -v $(PYTHON) > /dev/null || { echo "varlab needs Python 3.11 or newer, but '$(PYTHON)' was not found; install it or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(@D)/bin/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "varlab needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) -V 2>&1); name a newer one: make PYTHON=python3.11" >&2; exit 1; }
+	@test -x $(@D)/bin/python || $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module was expected, but '$(PYTHON)' lacks it; install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	$(@D)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q torch==2.13.0 -c constraints.txt
+	$(@D)/bin/python -m pip install -q -e ".[$(EXTRA)]" -c constraints.txt
+	@touch $@
