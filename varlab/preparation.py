@@ -86,7 +86,7 @@ class Preparation:
         count = min(PROBE, probe.steps)
         self.scores = scores.make(self.policy, probe.obs[:count], probe.action[:count], self.env.name)
         # Further rows have score maps, and so buffers, of their own: their gradients are added to those of the steps.
-        self.nodes = {e.nodes: e.count(self.env) for e in plan.phi if isinstance(e, NodeEstimator)}
+        self.nodes = {e.key: e.count(self.env) for e in plan.phi if isinstance(e, NodeEstimator)}
         self.maps = [self.scores]
         same = (plan.env, self.double_policy(), self.options, self._critic_stream, self.dtype, self.device)
         self.sources = Sources(*same)

@@ -108,22 +108,22 @@ def assemble(
         phi: the K choices.
         traj: N trajectories.
         policy: gives the nodes.
-        read: called once for the plain choices and once for each number of nodes, with what they ask for.
+        read: called once for the plain choices and once for each kind of nodes, with what they ask for.
         discount_weighting: w_t = γ^t if true, 1 if false.
         unit: G trajectories per unit; N must be a multiple.
 
     Returns:
         Terms whose units are the same.
     """
-    groups: dict[int | None, list[int]] = {}
+    groups: dict[tuple[str, int] | None, list[int]] = {}
     for k, e in enumerate(phi):
-        groups.setdefault(e.nodes if isinstance(e, NodeEstimator) else None, []).append(k)
+        groups.setdefault(e.key if isinstance(e, NodeEstimator) else None, []).append(k)
     steps, further = {}, []
-    for m, columns in groups.items():
+    for key, columns in groups.items():
         asks = frozenset().union(*(phi[k].asks for k in columns))
-        batch = read(traj if m is None else with_nodes(policy, traj, m), asks)
+        batch = read(traj if key is None else with_nodes(policy, traj, key[1], key[0]), asks)
         steps |= {k: weight(phi[k], batch, discount_weighting) for k in columns}
-        if m is not None:
+        if key is not None:
             psi = torch.stack([node_weight(phi[k], batch, discount_weighting) for k in columns], 2)
             further.append(Terms(unit_offsets(traj, unit), traj.obs, batch.traj.nodes.action, _mean(psi, unit), columns))
     scaled = [k for k, e in enumerate(phi) if e.coefficients is not None]

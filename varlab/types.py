@@ -20,10 +20,25 @@ from varlab import checks
 
 @dataclass(frozen=True)
 class Nodes:
-    """J actions at each of M steps: ``action`` [M, J, ...] with ``weight`` p_tj [M, J], Σ_j p_tj f(s_t, a_tj) = E_a f(s_t, a)."""
+    """J further actions at each of M steps, chosen by a rule of :mod:`varlab.estimators.nodes`.
+
+    Attributes:
+        action: [M, J, ...] a_tj.
+        weight: [M, J] p_tj with Σ_j p_tj f(s_t, a_tj) = E_a f(s_t, a); of nodes that change one coordinate of a_t at a time, the
+            sum over the nodes of coordinate d is the mean over that coordinate alone.
+        taken: [M, J] float64 ℓ_tj with f(s_t, a_t) = Σ_j ℓ_tj f(s_t, a_tj): 1 at the action taken if there are finitely many, else
+            interpolation by the polynomial through the nodes; None where the nodes do not allow it.
+        mean: [M, D] mean action, or None for discrete actions.
+    """
 
     action: Tensor
     weight: Tensor
+    taken: Tensor | None = None
+    mean: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Nodes:
+        """Return the same record with every tensor on ``device``."""
+        return Nodes(*(x if x is None else x.to(device) for x in (self.action, self.weight, self.taken, self.mean)))
 
 
 @dataclass(frozen=True)
@@ -136,8 +151,7 @@ class Trajectories:
     def to(self, device: torch.device | str) -> Trajectories:
         """Return the same record with every tensor on ``device``."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor) and k in self.__dataclass_fields__}
-        nodes = self.nodes and Nodes(self.nodes.action.to(device), self.nodes.weight.to(device))
-        return replace(self, nodes=nodes, **moved)
+        return replace(self, nodes=self.nodes and self.nodes.to(device), **moved)
 
 
 @dataclass(frozen=True)
@@ -166,6 +180,7 @@ class Values:
         v_stale: [N] float64, V_T(s_{T−1}): the value looked up in the wrong state, for ``at_cut=wrong_state``.
         q: [M] float64, Q_t(s_t, a_t), or None.
         q_nodes: [M, J] float64, Q_t(s_t, a_tj) at the trajectories' nodes, or None.
+        q_slope: [M, D] float64, ∂Q_t(s_t, a)/∂a at the mean action, or None.
         source: ``exact``, ``critic:<digest>`` or a user's name.
         steps: environment steps spent to obtain them.
     """
@@ -175,6 +190,7 @@ class Values:
     v_stale: Tensor | None = None
     q: Tensor | None = None
     q_nodes: Tensor | None = None
+    q_slope: Tensor | None = None
     source: str = "none"
     steps: int = 0
 

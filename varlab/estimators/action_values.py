@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varlab import checks
 from varlab.estimators.base import Batch, Estimator, register
 from varlab.estimators.nodes import NodeEstimator
 from varlab.estimators.recursion import Recursion
@@ -94,17 +93,8 @@ class AllAction(NodeEstimator):
         return torch.zeros_like(batch.traj.reward)
 
     def node_phi(self, batch: Batch) -> Tensor:
-        """Return Q_t(s_t, a_tj), [M, J].
-
-        Raises:
-            InputError: if the source of values left it out.
-        """
-        if batch.values.q_nodes is None:
-            raise checks.InputError(
-                f"Values q_nodes [M, J] were expected for {self.label}, but the source {batch.values.source} gives none; return "
-                "Q at traj.nodes.action where 'q_nodes' is asked for."
-            )
-        return batch.values.q_nodes
+        """Return Q_t(s_t, a_tj), [M, J]."""
+        return self.q_nodes(batch)
 
     def recursion(self, world: World) -> Recursion:
         """Return the form that the exact oracle evaluates."""

@@ -21,7 +21,7 @@ from varlab.envs.finite import FiniteMDP
 from varlab.policies.base import features
 from varlab.policies.networks import ACTIVATIONS, mlp
 from varlab.types import Trajectories, Values
-from varlab.values.functions import at_nodes
+from varlab.values.functions import at_nodes, slope_at_mean
 
 
 @dataclass(frozen=True)
@@ -133,19 +133,24 @@ class Critic:
 
         Args:
             traj: trajectories of the critic's environment.
-            need: which of ``v``, ``q`` and ``q_nodes`` are wanted.
+            need: which of ``v``, ``q``, ``q_nodes`` and ``q_slope`` are wanted.
 
         Returns:
             Values at every step, float64.
         """
         net = self.network
+
+        def q(obs: Tensor, action: Tensor, t: Tensor) -> Tensor:
+            return net.action_value(obs, action)
+
         v = net.value(traj.obs).double() if "v" in need else None
         return Values(
             v=v,
             v_stale=v[traj.last_row] if v is not None else None,  # this critic does not see the time
             v_last=net.value(traj.last_obs).double() if "v" in need else None,
             q=net.action_value(traj.obs, traj.action).double() if "q" in need else None,
-            q_nodes=at_nodes(lambda obs, a, t: net.action_value(obs, a), traj).double() if "q_nodes" in need else None,
+            q_nodes=at_nodes(q, traj).double() if "q_nodes" in need else None,
+            q_slope=slope_at_mean(q, traj, self.source) if "q_slope" in need else None,
             source=self.source,
             steps=self.steps,
         )

@@ -20,6 +20,37 @@ def at_nodes(q: Callable[[Tensor, Tensor, Tensor], Tensor], traj: Trajectories) 
     return q(obs, traj.nodes.action.flatten(0, 1), t).reshape(m, j)
 
 
+def slope_at_mean(q: Callable[[Tensor, Tensor, Tensor], Tensor], traj: Trajectories, source: str) -> Tensor:
+    """Return ∂q(obs, a, t)/∂a at the mean action of every step, by automatic differentiation.
+
+    Args:
+        q: (obs [M, ...], action [M, D], t [M]) → [M], row by row.
+        traj: trajectories whose nodes carry the mean action.
+        source: name for messages.
+
+    Returns:
+        [M, D] float64.
+
+    Raises:
+        InputError: for discrete actions, or a q that cannot be differentiated.
+    """
+    if traj.nodes is None or traj.nodes.mean is None:
+        raise checks.InputError(
+            f"Continuous actions with a mean were expected for the slope of Q on {traj.env}, but they have none; name a Φ that "
+            "needs no q_slope."
+        )
+    with torch.enable_grad():
+        mean = traj.nodes.mean.detach().requires_grad_()
+        total = q(traj.obs, mean, traj.time).sum()
+        if not total.requires_grad:
+            raise checks.InputError(
+                f"A Q that torch can differentiate in the action was expected of the source {source}, but its result does not "
+                "depend on the action that way; compute it by torch operations on the action."
+            )
+        (slope,) = torch.autograd.grad(total, mean)
+    return slope.double()
+
+
 @dataclass(frozen=True)
 class FunctionValues:
     """V_t(s) and Q_t(s, a) by formula.
@@ -52,7 +83,7 @@ class FunctionValues:
 
         Args:
             traj: trajectories.
-            need: which of ``v``, ``q`` and ``q_nodes`` are wanted.
+            need: which of ``v``, ``q``, ``q_nodes`` and ``q_slope`` are wanted.
 
         Returns:
             Values at every step, float64.
@@ -60,7 +91,7 @@ class FunctionValues:
         Raises:
             InputError: if a function that is needed was not given.
         """
-        for name in sorted({x.removesuffix("_nodes") for x in need}):
+        for name in sorted({x.partition("_")[0] for x in need}):
             if getattr(self, name) is None:
                 raise checks.InputError(
                     f"A function {name} was expected because one Φ needs it, but FunctionValues was given none; pass {name}=…"
@@ -71,6 +102,7 @@ class FunctionValues:
             v_stale=self.v(traj.obs[traj.last_row], traj.length).double() if "v" in need else None,
             q=self.q(traj.obs, traj.action, traj.time).double() if "q" in need else None,
             q_nodes=at_nodes(self.q, traj).double() if "q_nodes" in need else None,
+            q_slope=slope_at_mean(self.q, traj, self.source) if "q_slope" in need else None,
             source=self.source,
             steps=self.steps,
         )

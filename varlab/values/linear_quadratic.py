@@ -21,7 +21,7 @@ from varlab.envs.lqg import LQG, LinearQuadratic
 from varlab.policies.base import parameters
 from varlab.policies.networks import Linear
 from varlab.types import Trajectories, Values
-from varlab.values.functions import at_nodes
+from varlab.values.functions import at_nodes, slope_at_mean
 
 #: Name of a parameter of :class:`~varlab.policies.Linear` → what it is here.
 PARTS = {"net.weight": "weight", "net.bias": "bias", "log_std.value": "log_std"}
@@ -122,19 +122,19 @@ class QuadraticValues:
 
     def v(self, state: Tensor, t: Tensor) -> Tensor:
         """Return V_t(s) [m] for states [m, S] at times [m]."""
-        return _quadratic(state.double(), self.v_hessian[t], self.v_slope[t], self.v_constant[t])
+        return _quadratic(state.double(), t, self.v_hessian, self.v_slope, self.v_constant)
 
     def q(self, state: Tensor, action: Tensor, t: Tensor) -> Tensor:
         """Return Q_t(s, a) [m] for states [m, S] and actions [m, D] at times [m]."""
         x = torch.cat([state.double(), action.double()], -1)
-        return _quadratic(x, self.q_hessian[t], self.q_slope[t], self.q_constant[t])
+        return _quadratic(x, t, self.q_hessian, self.q_slope, self.q_constant)
 
     def __call__(self, traj: Trajectories, need: frozenset[str]) -> Values:
         """Evaluate at the visited steps.
 
         Args:
             traj: trajectories of the same system.
-            need: which of ``v``, ``q`` and ``q_nodes`` are wanted.
+            need: which of ``v``, ``q``, ``q_nodes`` and ``q_slope`` are wanted.
 
         Returns:
             Values at every step.
@@ -145,13 +145,18 @@ class QuadraticValues:
             v_stale=self.v(traj.obs[traj.last_row], traj.length) if "v" in need else None,
             q=self.q(traj.obs, traj.action, traj.time) if "q" in need else None,
             q_nodes=at_nodes(self.q, traj) if "q_nodes" in need else None,
+            q_slope=slope_at_mean(self.q, traj, self.source) if "q_slope" in need else None,
             source=self.source,
             steps=self.steps,
         )
 
 
-def _quadratic(x: Tensor, hessian: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
-    return torch.einsum("ni,nij,nj->n", x, hessian, x) + (slope * x).sum(-1) + constant
+def _quadratic(x: Tensor, t: Tensor, hessian: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
+    """Return xᵀ N_t x + n_tᵀ x + c_t, row by row; the rows of one time together, so that no matrix is copied for each row."""
+    order = torch.argsort(t, stable=True)
+    parts = x[order].split(torch.bincount(t, minlength=len(hessian)).tolist())
+    made = [((y @ n2 + n1) * y).sum(-1) + n0 for y, n2, n1, n0 in zip(parts, hessian, slope, constant, strict=True)]
+    return torch.cat(made)[torch.argsort(order)]
 
 
 def evaluate(system: LinearQuadratic, policy: GaussianPolicy, gamma: float, horizon: int) -> QuadraticValues:
