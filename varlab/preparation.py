@@ -17,7 +17,7 @@ from varlab.analysis import reference as references
 from varlab.analysis.moments import Block
 from varlab.estimators.base import Batch, Estimator, FitBatch, weight
 from varlab.estimators.claims import proven
-from varlab.estimators.nodes import NodeEstimator
+from varlab.estimators.nodes import row_counts
 from varlab.layout import Layout
 from varlab.plans import BLOCKS, Plan
 from varlab.rng import Streams
@@ -35,6 +35,8 @@ STEPS_PER_PART = 400_000
 CHUNK_BYTES = 6 * 2**20
 #: Rows of steps and nodes that values and weights are made for at once.
 ROWS_AT_ONCE = 2**18
+#: Numbers in the actions of those rows: wide actions are taken fewer at a time.
+NUMBERS_AT_ONCE = 2**23
 #: Steps of the pilot's first block on which the score map is probed.
 PROBE = 16
 
@@ -86,7 +88,7 @@ class Preparation:
         count = min(PROBE, probe.steps)
         self.scores = scores.make(self.policy, probe.obs[:count], probe.action[:count], self.env.name)
         # Further rows have score maps, and so buffers, of their own: their gradients are added to those of the steps.
-        self.nodes = {e.key: e.count(self.env) for e in plan.phi if isinstance(e, NodeEstimator)}
+        self.nodes = row_counts(plan.phi, self.env)
         self.maps = [self.scores]
         same = (plan.env, self.double_policy(), self.options, self._critic_stream, self.dtype, self.device)
         self.sources = Sources(*same)
@@ -219,7 +221,8 @@ class Preparation:
         """
         if not self.nodes:
             return [(0, self._terms(traj, objectives))]
-        steps = ROWS_AT_ONCE // (1 + sum(self.nodes.values()))
+        width = 1 if self.env.discrete_actions else self.env.num_actions
+        steps = min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // width) // (1 + sum(self.nodes.values()))
         return ((first, self._terms(piece, objectives)) for first, piece in terms.pieces(traj, steps, self.unit))
 
     def _terms(self, traj: Trajectories, objectives: Sequence[str]) -> list[Terms]:

@@ -5,8 +5,9 @@ The gradient of unit i under choice k is
     g_ik = (1/G) Σ_{rows r of unit i} z(obs_r, action_r) φ_rk,
 
 with rows for the steps taken (φ = w_t Φ_t) and, where an estimator asks for them, for the nodes of each step
-(φ = w_t p_tj ψ_tj; :mod:`varlab.estimators.nodes`). A unit is G consecutive trajectories, most often one. What an estimator does
-parameter by parameter is linear in such sums too: g + c ∘ s with a second sum s, or A g with a matrix.
+(φ = w_t p_tj ψ_tj; :mod:`varlab.estimators.nodes`) and for every state and action of a finite world. A unit is G consecutive
+trajectories, most often one. What an estimator does parameter by parameter is linear in such sums too: g + c ∘ s with a second
+sum s, or A g with a matrix.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from varlab import checks
 from varlab.estimators.base import Batch, Estimator, weight
-from varlab.estimators.nodes import NodeEstimator, node_weight, with_nodes
+from varlab.estimators.nodes import NodeEstimator, StateEstimator, node_weight, step_weight, with_nodes
 from varlab.scores.base import BatchScores, ScoreMap
 from varlab.types import Chunk, Trajectories
 
@@ -52,6 +53,25 @@ class Terms:
         """Return the steps taken with weights w_t Φ_t [M, K]; ``unit`` is G."""
         columns = list(range(weights.shape[1]))
         return cls(unit_offsets(traj, unit), traj.obs, traj.action.unsqueeze(1), _mean(weights, unit).unsqueeze(1), columns)
+
+    @classmethod
+    def of_states(cls, seen: Tensor, weights: Tensor, columns: list[int], unit: int = 1) -> Terms:
+        """Return every state and action of a finite world once for each unit.
+
+        Args:
+            seen: [S, ...] observation in each state.
+            weights: [N, S, A, k] of the trajectories; those of a unit are averaged.
+            columns: which of the K choices they are of.
+            unit: G.
+
+        Returns:
+            Terms of S steps a unit.
+        """
+        weights = weights.unflatten(0, (-1, unit)).mean(1)
+        units, states, actions = weights.shape[:3]
+        action = torch.arange(actions, device=weights.device).expand(units * states, actions)
+        offsets = states * torch.arange(units + 1, device=weights.device)
+        return cls(offsets, seen.repeat(units, *[1] * (seen.dim() - 1)), action, weights.flatten(0, 1), columns)
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """Split into padded groups of at most ``size`` units of similar length, longest first."""
@@ -118,14 +138,22 @@ def assemble(
     groups: dict[tuple[str, int] | None, list[int]] = {}
     for k, e in enumerate(phi):
         groups.setdefault(e.key if isinstance(e, NodeEstimator) else None, []).append(k)
-    steps, further = {}, []
+    steps, at_states, further = {}, {}, []
     for key, columns in groups.items():
         asks = frozenset().union(*(phi[k].asks for k in columns))
         batch = read(traj if key is None else with_nodes(policy, traj, key[1], key[0]), asks)
         steps |= {k: weight(phi[k], batch, discount_weighting) for k in columns}
+        at_states |= {
+            k: phi[k].state_phi(batch, step_weight(phi[k], batch, discount_weighting))
+            for k in columns
+            if isinstance(phi[k], StateEstimator)
+        }
         if key is not None:
             psi = torch.stack([node_weight(phi[k], batch, discount_weighting) for k in columns], 2)
             further.append(Terms(unit_offsets(traj, unit), traj.obs, batch.traj.nodes.action, _mean(psi, unit), columns))
+    if at_states:
+        columns = list(at_states)
+        further.append(Terms.of_states(phi[columns[0]].states, torch.stack(list(at_states.values()), 3), columns, unit))
     scaled = [k for k, e in enumerate(phi) if e.coefficients is not None]
     if scaled:
         batch = read(traj, frozenset().union(*(phi[k].asks for k in scaled)))
@@ -159,7 +187,9 @@ def chunks(
         (index [C] of the units, their scores, φ [C, K, T] of the steps).
     """
     for chunk in terms[0].chunks(size):
-        (scores, phi), *further = (t.at(m, chunk, dtype) for t, m in zip(terms, maps, strict=True))
+        # Units are the same in all terms, their steps need not be.
+        rows = [chunk, *(Chunk.of(t.offsets, chunk.index) for t in terms[1:])]
+        (scores, phi), *further = (t.at(m, c, dtype) for t, m, c in zip(terms, maps, rows, strict=True))
         joined = [(*f, t) for f, t in zip(further, terms[1:], strict=True)]
         scores = JoinedScores(scores, joined) if joined else scores
         yield chunk.index, TransformedScores(scores, transform) if transform else scores, phi

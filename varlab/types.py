@@ -26,8 +26,8 @@ class Nodes:
         action: [M, J, ...] a_tj.
         weight: [M, J] p_tj with Σ_j p_tj f(s_t, a_tj) = E_a f(s_t, a); of nodes that change one coordinate of a_t at a time, the
             sum over the nodes of coordinate d is the mean over that coordinate alone.
-        taken: [M, J] float64 ℓ_tj with f(s_t, a_t) = Σ_j ℓ_tj f(s_t, a_tj): 1 at the action taken if there are finitely many, else
-            interpolation by the polynomial through the nodes; None where the nodes do not allow it.
+        taken: [M, J] float64 ℓ_tj with f(s_t, a_t) = Σ_j ℓ_tj f(s_t, a_tj): 1 at the action taken if there are finitely many,
+            else interpolation by the polynomial through the nodes; None where the nodes do not allow it.
         mean: [M, D] mean action, or None for discrete actions.
     """
 

@@ -4,11 +4,15 @@ from varlab.estimators import (  # noqa: F401  (importing registers)
     action_values,
     baselines,
     bootstrapped,
+    control_variates,
+    doubly_robust,
+    factorised,
     group,
     natural,
     normalised,
     off_policy,
     returns,
+    taylor,
 )
 from varlab.estimators.base import AT_CUT, REGISTRY, TARGETS, Batch, Estimator, FitBatch, register, tail_sum, weight
 from varlab.estimators.baselines import Baseline

@@ -7,8 +7,8 @@ Gaussian policy of D action dimensions there are two rules, both made of m Gauss
 
 - ``product``: all m^D combinations, exact for polynomials of degree 2m − 1 in each dimension of a. With ψ quadratic in the action
   m = 3 suffices (the score of log σ is quadratic too).
-- ``coordinate``: a_t with one dimension d at a time replaced by its m nodes, J = D m. The sum over the nodes of d is then the mean
-  over a_td given the other dimensions, and Σ_j p_j z(s_t, a_tj) over them is the score without the part of dimension d.
+- ``coordinate``: a_t with one dimension d at a time replaced by its m nodes, J = D m. The sum over the nodes of d is then the
+  mean over a_td given the other dimensions, and Σ_j p_j z(s_t, a_tj) over them is the score without the part of dimension d.
 
 A function f of the action that is known at the nodes of the product rule alone, such as Q, is read off at a_t as the polynomial
 through the nodes, Σ_j ℓ_tj f(s_t, a_tj). It has degree m − 1, so that the rule integrates it and its product with any score
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -104,6 +105,39 @@ class NodeEstimator(Estimator):
                 f"{env.num_actions} action dimensions of {env.name} make {count}; {mend}."
             )
         return count
+
+
+@dataclass(frozen=True)
+class StateEstimator(NodeEstimator):
+    """A node estimator on a finite world with further weights at every pair of state and action, once for each trajectory."""
+
+    @property
+    @abstractmethod
+    def states(self) -> Tensor:
+        """Return what is seen in each state, [S, ...]."""
+
+    @abstractmethod
+    def state_phi(self, batch: Batch, weight: Tensor) -> Tensor:
+        """Return the weights [N, S, A] float64 of the scores z(s, a) in each trajectory's gradient, for w_t [M]."""
+
+
+def row_counts(phi: Sequence[Estimator], env: Environment) -> dict[tuple[str, int], int]:
+    """Return how many rows of scores some estimators add, at most, to a step: kind of rows → count.
+
+    Args:
+        phi: estimators.
+        env: the world.
+
+    Returns:
+        J for each kind of nodes, and S · A where there are weights at every state.
+
+    Raises:
+        InputError: if an estimator cannot have its nodes there.
+    """
+    counts = {e.key: e.count(env) for e in phi if isinstance(e, NodeEstimator)}
+    if env.finite is not None and any(isinstance(e, StateEstimator) for e in phi):
+        counts["states", 0] = env.finite.num_states * env.finite.num_actions
+    return counts
 
 
 @torch.no_grad()
@@ -205,5 +239,9 @@ def node_weight(estimator: NodeEstimator, batch: Batch, discount_weighting: bool
             f"One ψ_tj for each of the {p.shape[0]} steps and {p.shape[1]} nodes was expected from {estimator.label}, but it "
             f"gave shape {tuple(psi.shape)}; return a tensor [M, J]."
         )
-    discounted = discount_weighting and estimator.weighted and batch.gamma != 1.0
-    return psi * p * batch.discount.unsqueeze(1) if discounted else psi * p
+    return psi * p * step_weight(estimator, batch, discount_weighting).unsqueeze(1)
+
+
+def step_weight(estimator: Estimator, batch: Batch, discount_weighting: bool) -> Tensor:
+    """Return w_t [M]: γ^t with discount weighting, else 1."""
+    return batch.discount if discount_weighting and estimator.weighted else torch.ones_like(batch.traj.reward)
