@@ -36,7 +36,7 @@ CHUNK_BYTES = 6 * 2**20
 #: Rows of steps and nodes that values and weights are made for at once.
 ROWS_AT_ONCE = 2**18
 #: Numbers in the actions of those rows: wide actions are taken fewer at a time.
-NUMBERS_AT_ONCE = 2**23
+NUMBERS_AT_ONCE = 2**22
 #: Steps of the pilot's first block on which the score map is probed.
 PROBE = 16
 

@@ -19,8 +19,8 @@ def test_every_member_says_what_it_is(name):
     assert member.unbiased in CLAIMS
     assert isinstance(cls.formula, str) and cls.formula
     assert re.search(r"\(.+, \d{4}\)$", cls.source), "source: title (authors, year)"
-    assert member.needs <= {"v", "q"} and member.asks <= {"v", "q", "q_nodes"}
-    assert {x.removesuffix("_nodes") for x in member.asks} == member.needs
+    assert member.needs <= {"v", "q"} and member.asks <= {"v", "q", "q_nodes", "q_slope"}
+    assert {x.partition("_")[0] for x in member.asks} == member.needs
     assert "Φ_t" in cls.__doc__ and "Source:" in cls.__doc__
     assert dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen
     assert member == make(name)
@@ -43,6 +43,8 @@ def test_every_phi_of_the_source_text_is_there():
         ("advantage", "given exact values"), ("all_action", "given exact values"), ("leave_one_out", "always"),
         ("james_stein", "always"), ("group_mean", "biased"), ("group_normalised", "biased"), ("normalised_advantage", "biased"),
         ("step_mean", "biased"),
+        ("state_action_control_variate", "always"), ("trajectory_control_variate", "always"), ("doubly_robust", "always"),
+        ("factorised_baseline", "always"), ("q_prop", "always"), ("q_prop(lam=0.9)", "given exact values"),
     ],
 )  # fmt: skip
 def test_claims(name, claim):
@@ -66,6 +68,12 @@ def test_claims(name, claim):
         ("all_action", "all_action"),
         ("all_action(nodes=5)", "all_action"),
         ("all_action(7)", "all_action(nodes=7)"),
+        ("trajectory_control_variate(5)", "trajectory_control_variate"),
+        ("factorised_baseline", "factorised_baseline(of='mean')"),
+        ("factorised_baseline(nodes=7)", "factorised_baseline(nodes=7, of='mean')"),
+        ("factorised_baseline(of='optimal')", "factorised_baseline(of='optimal')"),
+        ("q_prop(1)", "q_prop(lam=1.0)"),
+        ("doubly_robust(0.5)", "doubly_robust(error=0.5)"),
     ],
 )
 def test_text_to_label(text, label):
@@ -103,6 +111,10 @@ def test_text_to_label(text, label):
         ("n_step(k='3')", r"k of n_step"),
         ("all_action(nodes=2)", r"nodes of all_action must be a whole number of at least 3, but it is 2"),
         ("all_action(m=3)", r"all_action takes the arguments nodes, but m=3"),
+        ("factorised_baseline(of='best')", r"No form of factorised_baseline is called 'best'; .*mean"),
+        ("q_prop(lam=2)", r"lam of q_prop must lie in \[0, 1\], but it is 2"),
+        ("q_prop(nodes=5)", r"q_prop takes the arguments lam, but nodes=5"),
+        ("doubly_robust(error=-1)", r"error of doubly_robust must lie in \[0, 1e\+06\], but it is -1"),
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(text, message):

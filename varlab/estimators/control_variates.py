@@ -50,16 +50,18 @@ def trajectory_residual(batch: Batch, q_nodes: Tensor) -> Tensor:
 class StateActionControlVariate(NodeEstimator):
     """Φ_t = G_t − Q_t(s_t, a_t) with ψ_tj = Q_t(s_t, a_tj): a control variate for each step alone.
 
-    With exact Q it removes what a_t does to its own step. The returns that follow still depend on the later actions. Source:
-    Q-Prop: Sample-Efficient Policy Gradient with an Off-Policy Critic (Gu, Lillicrap, Ghahramani, Turner, Levine, 2017), with Q
-    itself in place of its first-order expansion.
+    With exact Q it removes what a_t does to its own step; the return still depends on the later actions. Source: Policy Gradient
+    Methods for Reinforcement Learning with Function Approximation and Action-Dependent Baselines (Thomas and Brunskill, 2017).
     """
 
     name = "state_action_control_variate"
     needs = frozenset({"q"})
     asks = frozenset({"q_nodes"})
     formula = "G_t − Q_t(s_t, a_t), and Σ_a ∇π(a|s_t) Q_t(s_t, a)"
-    source = "Q-Prop: Sample-Efficient Policy Gradient with an Off-Policy Critic (Gu et al., 2017)"
+    source = (
+        "Policy Gradient Methods for Reinforcement Learning with Function Approximation and Action-Dependent Baselines "
+        "(Thomas and Brunskill, 2017)"
+    )
 
     def phi(self, batch: Batch) -> Tensor:
         """Return G_t − Q_t(s_t, a_t), [M]."""
@@ -88,9 +90,7 @@ class TrajectoryControlVariate(NodeEstimator):
     needs = frozenset({"q"})
     asks = frozenset({"q_nodes"})
     formula = "G_t − Q_t(s_t, a_t) − Σ_{k>t} γ^{k−t} (Q_k(s_k, a_k) − V̂_k(s_k)), and Σ_a ∇π(a|s_t) Q_t(s_t, a)"
-    source = (
-        "Trajectory-wise Control Variates for Variance Reduction in Policy Gradient Methods (Cheng, Yan, Boots, 2019)"
-    )
+    source = "Trajectory-wise Control Variates for Variance Reduction in Policy Gradient Methods (Cheng, Yan, Boots, 2019)"
 
     def phi(self, batch: Batch) -> Tensor:
         """Return the part of the return that Q does not foresee, [M]."""
