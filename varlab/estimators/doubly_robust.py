@@ -76,8 +76,8 @@ class DoublyRobust(StateEstimator):
             )
         with torch.no_grad():
             pi = policy_table(policy, mdp)
-        sign = 1.0 - 2.0 * ((torch.arange(mdp.num_states)[:, None] + torch.arange(mdp.num_actions)) % 2)
-        wrong = replace(mdp, reward=mdp.reward + self.error * sign.unsqueeze(2))
+        parity = (torch.arange(mdp.num_states)[:, None] + torch.arange(mdp.num_actions)) % 2
+        wrong = replace(mdp, reward=mdp.reward + self.error * (1 - 2 * parity.double()).unsqueeze(2))
         return replace(self, model=Model(wrong, pi, env.horizon))
 
     @property
