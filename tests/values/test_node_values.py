@@ -10,7 +10,7 @@ from varlab import envs, policies, storage, values
 from varlab.checks import InputError
 from varlab.envs import lqg
 from varlab.estimators import Batch
-from varlab.estimators.nodes import with_nodes
+from varlab.estimators.nodes import RULES, with_nodes
 from varlab.rng import Streams
 from varlab.types import Values
 from varlab.values import CriticSettings, ExactValues, FunctionValues
@@ -53,12 +53,13 @@ SOURCES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_node_is_an_action_that_might_have_been_taken(name):
+def test_a_node_is_an_action_that_might_have_been_taken(name, rule):
     world, make = SOURCES[name]
     env, policy = world()
     source = make(env, policy)
-    traj = with_nodes(policy, sample(env, policy, 7), 3)
+    traj = with_nodes(policy, sample(env, policy, 7), 3, rule)
     found = source(traj, frozenset({"q_nodes"}))
     assert found.q is None and found.v is None and source(traj, frozenset({"q"})).q_nodes is None
     assert found.q_nodes.shape == traj.nodes.weight.shape and found.q_nodes.dtype == torch.float64
