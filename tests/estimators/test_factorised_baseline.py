@@ -53,7 +53,7 @@ def test_it_is_a_sum_over_dimensions_of_their_own_scores(of, kind, gamma, weight
             b = total = 0.0
             for node, weight in zip(x, p, strict=True):
                 a = traj.action[row].clone()
-                a[dim] = float(d.loc[row, dim]) + float(d.scale[row, dim]) * node
+                a[dim] = float(d.loc[row, dim].detach()) + float(d.scale[row, dim].detach()) * node
                 tilt = weight * (node**2 if of == "optimal" else 1.0)
                 b += tilt * float(WIGGLY.q(traj.obs[row][None], a[None], torch.tensor([t])))
                 total += tilt
@@ -161,11 +161,11 @@ def row_of_bandits(action):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("dims", "n", "phi"), [(10, 2000, FORMS), (1000, 50, FORMS[1:])])
+@pytest.mark.parametrize(("dims", "n", "phi"), [(10, 4000, FORMS), (1000, 50, FORMS[1:])])
 def test_measured_variances_hold_the_closed_form(dims, n, phi):
     env, policy, source = bandit(dims)
     names = [f"factorised_baseline(nodes=3, of={of!r})" for of in phi]
-    made = varlab.measure(env, policy, [*names, "value_baseline"], n=n, pilot=10, values=source, seed=1)
+    made = varlab.measure(env, policy, [*names, "value_baseline"], n=n, pilot=10, values=source)
     rows = made.summary.set_index("phi")
     for of, name in zip(phi, names, strict=True):
         known = dims * gaussian_bandit_variance(dims, "factorised", 0.7) * {"optimal": 1, "mean": 10 / 6}[of]
