@@ -20,12 +20,14 @@ FURTHER = {
         for form in ("per_decision", "trajectory")
     ],
     "surrogate": ["surrogate(1.0)"],
+    "factorised_baseline": ["factorised_baseline(of='optimal')"],
+    "doubly_robust": ["doubly_robust(0.7)"],
     "natural_gradient": [f"natural_gradient('{base}')" for base in ("total_return", "reward_to_go", "q_value", "advantage")],
 }
 #: Trajectories of a group and of a unit, where a member needs more than two of each.
 UNITS = {"james_stein": (2, 6)}
 #: Members that need continuous actions are held to their property in the file named here.
-ELSEWHERE: dict[str, str] = {}
+ELSEWHERE = {"q_prop": "test_q_prop.py"}
 #: Declared biased: the world on which it is shown, and the bias there. For a gradient ⟨E ĝ − ∇J, ∇J⟩/‖∇J‖², for a free scale the
 #: sine of the angle to ∇J; to three digits.
 BIASED = {

@@ -16,6 +16,7 @@ from varlab.envs.finite import FiniteMDP
 from varlab.estimators import AT_CUT, REGISTRY, make, parse, tail_sum
 from varlab.estimators.control_variates import taken
 from varlab.estimators.nodes import gauss_hermite, interpolation
+from varlab.oracles.components import components
 from varlab.values import ExactValues, FunctionValues
 
 BOTH = ("state_action_control_variate", "trajectory_control_variate")
@@ -92,6 +93,18 @@ def test_the_oracle_at_a_cut(name, rule):
     oracle = varlab.exact(world.env, world.policy, name, gamma=0.9, values=world.wrong, cut=2, at_cut=rule)
     np.testing.assert_allclose(oracle.mean[0], p @ g, rtol=1e-12, atol=1e-13)
     np.testing.assert_allclose(oracle.variance_per_parameter[0], p @ (g - p @ g) ** 2, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_components_and_fourth_moments_follow_from_the_same_recursion(name):
+    """The parts of the variance add up to it, and the exact fourth moment is that of all paths."""
+    world = WORLDS["other"]()
+    made = varlab.exact(world.env, world.policy, name, gamma=0.9, values=world.wrong, fourth=True)
+    parts = components(world.env, world.policy, name, gamma=0.9, values=world.wrong)
+    assert parts.total == pytest.approx(made.variance[0], rel=1e-12) and parts.action.min() > 0
+    g = gradients(make(name), world, world.paths.traj, world.wrong, 0.9)
+    norm_sq = (g - torch.from_numpy(made.mean[0])).square().sum(1)
+    assert made.fourth[0] == pytest.approx(float(world.probability @ norm_sq**2), rel=1e-10)
 
 
 # ---- What is left ---------------------------------------------------------------------------------------------------------

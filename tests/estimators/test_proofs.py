@@ -12,7 +12,9 @@ from varlab.estimators.claims import proven
 from varlab.policies import SoftmaxTable
 from varlab.studies.calibration import wrong_values
 
-PHI = (*estimators.SOURCE_TEXT, "all_action")
+PHI = (
+    *estimators.SOURCE_TEXT, "all_action", "state_action_control_variate", "trajectory_control_variate", "factorised_baseline",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
