@@ -8,20 +8,35 @@ from collections.abc import Mapping
 
 from varlab import checks
 from varlab.envs import worlds
-from varlab.estimators import REGISTRY, SOURCE_TEXT
+from varlab.estimators import REGISTRY, SOURCE_TEXT, Estimator, NodeEstimator
+from varlab.estimators.nodes import StateEstimator
 
+#: What the claim of a Φ is about where it is not ∇J itself.
+TARGETS = {"gradient": "", "direction": " (free scale: in direction)", "natural": " (of F⁺ ∇J)"}
 PART = re.compile(r"(<!-- begin (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def phi_table() -> str:
-    """Return the table of registered Φ: name, formula, whether its mean is ∇J, source."""
-    lines = ["| Φ | formula | E g = ∇J | source |", "| --- | --- | --- | --- |"]
+    """Return the table of registered Φ: name, formula, whether its mean is ∇J, what it needs beside its trajectories, source."""
+    lines = ["| Φ | formula | E g = ∇J | needs | source |", "| --- | --- | --- | --- | --- |"]
     order = [text.partition("(")[0] for text in SOURCE_TEXT]
     for name in [*order, *sorted(REGISTRY.keys() - set(order))]:
         made = REGISTRY[name]()
-        claim = made.unbiased + (", always at λ = 1" if name == "gae" else "")
-        lines.append(f"| `{made.label}` | {made.formula.replace('|', chr(92) + '|')} | {claim} | {made.source} |")
+        claim = made.unbiased + (", always at λ = 1" if name == "gae" else "") + TARGETS[made.target]
+        claim += ", whoever acts" if made.off_policy else ""
+        lines.append(f"| `{made.label}` | {made.formula.replace('|', chr(92) + '|')} | {claim} | {_needs(made)} | {made.source} |")
     return "\n".join(lines)
+
+
+def _needs(made: Estimator) -> str:
+    """Return what a Φ costs beside its trajectories and one pass over their scores."""
+    needs = [{"v": "V", "q": "Q"}[x] for x in ("v", "q") if x in made.needs]
+    needs += ["∂Q/∂a"] if "q_slope" in made.asks else []
+    needs += ["scores at further actions"] if isinstance(made, NodeEstimator) else []
+    needs += ["a critic stream"] if made.fits and made.reads_stream else []
+    needs += ["a finite MDP"] if made.target == "natural" or isinstance(made, StateEstimator) else []
+    needs += ["units of several trajectories"] if made.batchwise else []
+    return ", ".join(needs) or "–"
 
 
 def worlds_table() -> str:
