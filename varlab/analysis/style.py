@@ -43,6 +43,14 @@ FURTHER = {
     "group_normalised": ("#999933", "D", "group-normalised"),
     "normalised_advantage": ("#CC3311", "P", "normalised advantage"),
     "in_sample_baseline": ("#777777", "X", "in-sample baseline"),
+    "state_action_control_variate": ("#AA3377", "<", "state-action control variate"),
+    "trajectory_control_variate": ("#4477AA", ">", "trajectory-wise control variate"),
+    "doubly_robust": ("#228833", "p", "doubly robust"),
+    "factorised_baseline": ("#EE7733", "h", "factorised baseline"),
+    "q_prop": ("#660099", "d", "Q-Prop"),
+    "james_stein": ("#009988", "*", "James–Stein"),
+    "importance_weighted": ("#6699CC", "8", "importance-weighted"),
+    "natural_gradient": ("#BB5566", "H", r"natural gradient $F^+ g$"),
 }
 FAMILIES = {**SOURCE_TEXT, **FURTHER}
 SYMBOLS = {"lam": "λ", "gamma": "γ", "k": "k"}
