@@ -16,7 +16,10 @@ import torch
 from varlab import checks
 
 #: Numbers are part of every result: append, never renumber.
-STREAMS = {"rollout": 0, "reference": 1, "critic": 2, "pilot": 3, "branch": 4, "bootstrap": 5, "theta": 6, "fit": 7}
+STREAMS = {
+    "rollout": 0, "reference": 1, "critic": 2, "pilot": 3, "branch": 4, "bootstrap": 5, "theta": 6, "fit": 7,
+    "train": 8, "train_first": 9, "train_fit": 10, "learning_curve": 11,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ same reward-to-go. Source: Spinning Up in Deep RL, Part 3 (Achiam, 2018).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,6 +157,79 @@ class Critic:
         )
 
 
+def new_network(
+    env: Environment, settings: CriticSettings, sequence: np.random.SeedSequence, dtype: torch.dtype, device: torch.device | str
+) -> CriticNetwork:
+    """Return V_φ and Q_φ with torch's default initialisation, drawn from ``sequence``."""
+    with rng.global_generator(int(sequence.generate_state(1)[0])):  # torch's initialisers know no other
+        net = CriticNetwork(env, settings.hidden, settings.activation)
+    return net.to(dtype=dtype, device=device)
+
+
+def adam(net: CriticNetwork, lr: float) -> torch.optim.Adam:
+    """Return the optimiser of both networks."""
+    return torch.optim.Adam([*net.v.parameters(), *net.q.parameters()], lr=lr)
+
+
+def descend(
+    net: CriticNetwork,
+    optimizer: torch.optim.Optimizer,
+    traj: Trajectories,
+    goal: Tensor,
+    minibatches: Iterable[Tensor | None],
+    need: frozenset[str] = frozenset({"v", "q"}),
+) -> None:
+    """Take one step of gradient descent on the mean-squared error for each minibatch.
+
+    The loss is in units of the returns' spread, so that one step size suits every reward scale.
+
+    Args:
+        net: changed in place.
+        optimizer: of its parameters.
+        traj: M steps.
+        goal: [M] reward-to-go, in the dtype of the networks.
+        minibatches: rows of each step; None stands for all M.
+        need: which of ``v`` and ``q`` are fitted.
+    """
+    for rows in minibatches:
+        obs, action, g = (x if rows is None else x[rows.to(x.device)] for x in (traj.obs, traj.action, goal))
+        loss = g.new_zeros(())
+        if "v" in need:
+            loss = loss + ((net.value(obs) - g) / net.scale).square().mean()
+        if "q" in need:
+            loss = loss + ((net.action_value(obs, action) - g) / net.scale).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def load(net: CriticNetwork, init: Mapping[str, Tensor], env: str, hidden: Sequence[int]) -> None:
+    """Put φ of a previous critic in place.
+
+    Raises:
+        InputError: if it has other shapes.
+    """
+    try:
+        net.load_state_dict({k: torch.as_tensor(v) for k, v in init.items()})
+    except RuntimeError as error:
+        raise checks.InputError(
+            f"φ of a critic with hidden layers {list(hidden)} for {env} was expected, but it does not fit: "
+            f"{' '.join(str(error).split())}; start from a critic of the same network."
+        ) from error
+
+
+def set_scale(net: CriticNetwork, target: Tensor) -> None:
+    """Let the outputs start at the mean of the first returns, in units of their spread."""
+    net.shift.fill_(float(target.mean()))
+    net.scale.fill_(max(float(target.std(correction=0)), 1e-8))
+
+
+def explained_variance(residual: Tensor, target: Tensor) -> float:
+    """Return 1 − Var(residual) / Var(target), NaN where the target does not vary."""
+    spread = float(target.var(correction=0))
+    return 1 - float(residual.var(correction=0)) / spread if spread > 0 else float("nan")
+
+
 def fit(
     env: Environment,
     traj: Trajectories,
@@ -183,36 +257,17 @@ def fit(
         InputError: if φ to start from has other shapes, or the fit diverges.
     """
     start, shuffle = rng.children(sequence, 2)
-    with rng.global_generator(int(start.generate_state(1)[0])):  # torch's initialisers know no other
-        net = CriticNetwork(env, settings.hidden, settings.activation)
-    net = net.to(dtype=dtype, device=traj.obs.device)
+    net = new_network(env, settings, start, dtype, traj.obs.device)
     goal = target.to(dtype)
     if settings.init is None:
-        net.shift.fill_(float(target.mean()))
-        net.scale.fill_(max(float(target.std(correction=0)), 1e-8))
+        set_scale(net, target)
     else:
-        try:
-            net.load_state_dict({k: torch.as_tensor(v) for k, v in settings.init.items()})
-        except RuntimeError as error:
-            raise checks.InputError(
-                f"φ of a critic with hidden layers {list(settings.hidden)} for {env.name} was expected, but it does not fit: "
-                f"{' '.join(str(error).split())}; start from a critic of the same network."
-            ) from error
+        load(net, settings.init, env.name, settings.hidden)
     with torch.no_grad():
         before = float((net.value(traj.obs) - goal).square().mean())
     generator = rng.torch_generator(shuffle)
-    optimizer = torch.optim.Adam([*net.v.parameters(), *net.q.parameters()], lr=settings.lr)
-    for _ in range(settings.epochs):
-        for rows in torch.randperm(traj.steps, generator=generator).split(settings.minibatch):
-            rows = rows.to(traj.obs.device)
-            obs, g = traj.obs[rows], goal[rows]
-            # In units of the returns' spread, so that one step size suits every reward scale.
-            loss = ((net.value(obs) - g) / net.scale).square().mean() + (
-                (net.action_value(obs, traj.action[rows]) - g) / net.scale
-            ).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    passes = (torch.randperm(traj.steps, generator=generator).split(settings.minibatch) for _ in range(settings.epochs))
+    descend(net, adam(net, settings.lr), traj, goal, itertools.chain.from_iterable(passes))
     net.requires_grad_(False)
     residual = net.value(traj.obs).double() - target
     after = float(residual.square().mean())
@@ -221,7 +276,5 @@ def fit(
             f"A finite error was expected after fitting the critic on {env.name}, but it is {after}; lower "
             f"critic.lr={settings.lr}."
         )
-    spread = float(target.var(correction=0))
-    explained = 1 - float(residual.var(correction=0)) / spread if spread > 0 else float("nan")
     state = {k: v.detach().cpu().numpy() for k, v in net.state_dict().items()}
-    return Critic(net, f"critic:{digest(state)[:8]}", traj.cost, explained, (before, after))
+    return Critic(net, f"critic:{digest(state)[:8]}", traj.cost, explained_variance(residual, target), (before, after))

@@ -1,0 +1,59 @@
+"""Φ standardised over the steps of its batch, as training codes do it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from varlab.estimators.base import Batch, Estimator
+
+#: Keeps the quotient finite where Φ does not vary.
+EPSILON = 1e-8
+
+
+@dataclass(frozen=True)
+class Standardised(Estimator):
+    """(Φ_t − mean Φ) / (std Φ + 1e-8), mean and std over all steps of the batch (std with n in the denominator).
+
+    It is biased: subtracting the batch's own mean shrinks the gradient, and long episodes weigh more in mean and std. The
+    quotient changes the scale from batch to batch. Source: Spinning Up in Deep RL, Vanilla Policy Gradient (Achiam, 2018).
+
+    Attributes:
+        inner: the Φ that is standardised.
+    """
+
+    inner: Estimator = None
+    name = "standardised"
+    unbiased = "biased"
+    formula = "(Φ_t − mean Φ) / (std Φ + 1e-8)"
+    source = "Spinning Up in Deep RL, Vanilla Policy Gradient (Achiam, 2018)"
+
+    @property
+    def label(self) -> str:
+        """The name of the Φ inside."""
+        return f"standardised({self.inner.label})"
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the Φ inside needs."""
+        return self.inner.needs
+
+    @property
+    def weighted(self) -> bool:
+        """Whether w_t = γ^t applies to the Φ inside."""
+        return self.inner.weighted
+
+    @property
+    def fits(self) -> bool:
+        """Whether the Φ inside takes numbers from other data."""
+        return self.inner.fits
+
+    def fit(self, batch: Batch) -> Standardised:
+        """Fit the Φ inside."""
+        return Standardised(self.inner.fit(batch))
+
+    def phi(self, batch: Batch) -> Tensor:
+        """Return the standardised Φ_t, [M]."""
+        phi = self.inner.phi(batch)
+        return (phi - phi.mean()) / (phi.std(correction=0) + EPSILON)
