@@ -1,5 +1,7 @@
 """One step of θ against plain loops: ascent, Adam, what Φ fits from the batch before, normalisation, every registered Φ."""
 
+from dataclasses import dataclass, field, replace
+
 import hand
 import numpy as np
 import pytest
@@ -7,7 +9,12 @@ import torch
 from torch import nn
 
 from varlab import estimators, policies
+from varlab.envs.finite import FiniteSimulator
+from varlab.estimators import Estimator
+from varlab.rng import Streams
+from varlab.rollout import rollout
 from varlab.training import train
+from varlab.training.batches import by_steps
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 
@@ -142,3 +149,107 @@ def test_float32_stays_near_float64():
     torch.testing.assert_close(
         hand.table(single.checkpoints["late"]).double(), hand.table(double.checkpoints["late"]), rtol=0, atol=1e-5
     )
+
+
+@dataclass(frozen=True)
+class MeanOfOthers(Estimator):
+    """R_i less the mean return of the other trajectories of its group."""
+
+    name = "mean_of_others"
+    batchwise = True
+    weighted = False
+
+    def phi(self, batch):
+        total = batch.reward_to_go[batch.traj.offsets[:-1]].view(-1, batch.group)
+        others = (total.sum(1, keepdim=True) - total) / (batch.group - 1)
+        return (total - others).flatten()[batch.traj.episode]
+
+
+class GroupedStarts(FiniteSimulator):
+    """Episodes of a group begin where its first one does."""
+
+    def reset(self, n, seed, group=1):
+        obs = super().reset(n, seed)
+        self.state = self.state[::group].repeat_interleave(group)
+        return obs[::group].repeat_interleave(group)
+
+
+@pytest.mark.parametrize(("group_size", "shared"), [(None, True), (5, False), (5, True)])
+def test_a_batch_is_the_unit_of_estimators_of_groups(group_size, shared):
+    env, policy = hand.world()
+    env = replace(env, make_simulator=lambda device: GroupedStarts(env.finite, device))
+    start = hand.table(policy.state_dict())
+    settings = {"epochs": 1, "optimizer": "ascent", "lr": 0.5, "group_size": group_size, "shared_start": shared}
+    made = run(env, policy, MeanOfOthers(), **settings)
+    group = group_size if group_size and shared else 1
+    traj = rollout(env, policy, 30, Streams(0).sequence("train", 0, 0), group=group)
+    starts = traj.obs[traj.offsets[:-1]].view(-1, group_size or 30)
+    assert bool((starts == starts[:, :1]).all()) is (group > 1)
+    returns = [sum(r) for _, _, r in hand.episodes(traj)]
+    size = group_size or 30
+
+    def phi(i, t, rewards):
+        others = [returns[j] for j in range(i // size * size, (i // size + 1) * size) if j != i]
+        return returns[i] - sum(others) / len(others)
+
+    expected = start + 0.5 * hand.gradient(start, traj, phi)
+    torch.testing.assert_close(hand.table(made.checkpoints["late"]), expected, **EXACT)
+
+
+def test_a_quota_is_one_unit_too():
+    env, policy = hand.world()
+    start = hand.table(policy.state_dict())
+    made = train(env, policy, MeanOfOthers(), steps=25, epochs=1, optimizer="ascent", lr=0.5, at_cut="terminal", dtype="float64")
+    traj = by_steps(env, policy, Streams(0), torch.device("cpu"), 25)("train", 0)
+    returns = [sum(r) for _, _, r in hand.episodes(traj)]
+
+    def phi(i, t, rewards):
+        return returns[i] - (sum(returns) - returns[i]) / (len(returns) - 1)
+
+    expected = start + 0.5 * hand.gradient(start, traj, phi)
+    torch.testing.assert_close(hand.table(made.checkpoints["late"]), expected, **EXACT)
+
+
+@dataclass(frozen=True)
+class Bound(Estimator):
+    """A reward-to-go times a matrix that depends on θ, and a second sum of scores with coefficients that are fitted."""
+
+    name = "bound"
+    fits = True
+    theta: torch.Tensor | None = field(default=None, repr=False)
+    fitted: torch.Tensor | None = field(default=None, repr=False)
+
+    @property
+    def matrix(self):
+        return torch.diag(self.theta.flatten().exp())
+
+    @property
+    def coefficients(self):
+        return self.fitted
+
+    def bind(self, env, policy):
+        return replace(self, theta=policy.logits.weight.detach().clone())
+
+    def fit(self, batch):
+        assert batch.policy is not None and batch.scores is not None and batch.env is not None
+        return replace(self, fitted=batch.reward_to_go.mean() * torch.arange(6.0, dtype=torch.float64))
+
+    def companion(self, batch):
+        return batch.reward_to_go + 1.0
+
+    def phi(self, batch):
+        return batch.reward_to_go
+
+
+def test_matrices_and_further_sums_follow_theta():
+    env, policy = hand.world()
+    made = run(env, policy, Bound(), epochs=2, optimizer="ascent", lr=0.1)
+    theta, before = hand.table(policy.state_dict()).clone(), None
+    for epoch in range(2):
+        before = before or hand.batch(env, theta, 0, 30, stream="train_first")
+        to_go = [hand.reward_to_go(0, t, r) for _, _, r in hand.episodes(before) for t in range(len(r))]
+        c = (sum(to_go) / len(to_go) * torch.arange(6.0, dtype=torch.float64)).view(3, 2)
+        before = hand.batch(env, theta, epoch, 30)
+        second = hand.gradient(theta, before, lambda i, t, r: hand.reward_to_go(i, t, r) + 1)
+        theta = theta + 0.1 * theta.exp() * (hand.gradient(theta, before, hand.reward_to_go) + c * second)
+    torch.testing.assert_close(hand.table(made.checkpoints["late"]), theta, **EXACT)

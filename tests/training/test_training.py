@@ -11,7 +11,7 @@ import varlab
 from varlab import envs, policies, storage
 from varlab.checks import InputError
 from varlab.training import COLUMNS, plan, train
-from varlab.values import expected_return
+from varlab.values import FunctionValues, expected_return
 
 
 def exact_return(env, policy):
@@ -131,16 +131,25 @@ def test_settings_reach_the_digest_and_equal_ones_agree():
             {"steps": 10, "episodes": 10},
             "A batch of episodes or a quota of steps was expected, but episodes=10 and steps=10 came",
         ),
+        ({"group_size": 3, "episodes": 10}, "Whole groups of group_size=3 episodes were expected .*, but episodes=10"),
+        (
+            {"group_size": 3, "steps": 10},
+            "Whole groups .* but a quota of steps leaves their number open; set for instance episodes=24",
+        ),
         ({"optimizer": "adma"}, "No optimizer is called 'adma'; the nearest names are adam"),
-        ({"lr": 0.0}, "A positive lr was expected, but it is 0.0"),
-        ({"lr": float("nan")}, "A positive lr was expected"),
+        ({"lr": 0.0}, r"A positive lr \(of at most 1e\+30\) was expected, but it is 0.0"),
+        ({"lr": float("nan")}, "A positive lr .* but it is nan"),
+        ({"lr": 1e31}, "A positive lr .* but it is 1e\\+31"),
         ({"gamma": 1.1}, r"gamma must lie in \[0, 1\]"),
         ({"at_cut": "bootstrp"}, "'bootstrp'; the nearest names are bootstrap"),
         ({"values": "exct"}, "'exct'; the nearest names are exact"),
         ({"env": "CartPole-v1", "values": "exact"}, "A finite MDP, or a linear system .* was expected for values=exact"),
         ({"checkpoints": [9], "epochs": 5}, "Checkpoints of at most 5 epochs were expected, but checkpoints names 9"),
         ({"checkpoints": [-1]}, "checkpoints must be a whole number of at least 0"),
-        ({"phi": "all_action", "normalise": True}, r"A Φ of the steps taken was expected with normalise=true, but all_action"),
+        (
+            {"phi": "all_action", "normalise": True},
+            r"A Φ of the steps taken alone was expected with normalise=true, but all_action",
+        ),
         ({"seed": -1}, "seed must be a whole number of at least 0"),
         ({"dtype": "float31"}, "float31"),
         ({"device": "abacus"}, "abacus"),
@@ -156,8 +165,16 @@ def test_bad_settings_are_one_sentence(settings, sentence):
 
 
 def test_a_theta_that_diverges_is_one_sentence():
-    env = envs.make("CartPole-v1", horizon=10)
-    policy = policies.make("mlp", env, hidden=(4,))
-    with pytest.raises(InputError, match=r"A finite gradient was expected on CartPole-v1, .* lower lr=1e\+38") as caught:
-        train(env, policy, "reward_to_go", episodes=10, epochs=4, optimizer="ascent", lr=1e38)
+    env = envs.make("varlab/RandomMDP-v0", reward_scale=1e12)
+    with pytest.raises(InputError, match=r"A finite θ was expected on varlab/RandomMDP-v0.* lower lr=1e\+30") as caught:
+        train(env, policies.make("softmax_table", env), "reward_to_go", episodes=10, epochs=1, optimizer="ascent", lr=1e30)
     assert "\n" not in str(caught.value)
+
+
+def test_values_that_are_not_finite_are_one_sentence():
+    env, policy = hand.world()
+    bad = FunctionValues(v=lambda obs, t: torch.full_like(obs, float("nan"), dtype=torch.float64))
+    with pytest.raises(
+        InputError, match=r"A finite gradient was expected on .*, but value_baseline gave NaN or infinity in epoch 0"
+    ):
+        train(env, policy, "value_baseline", episodes=10, epochs=1, values=bad)

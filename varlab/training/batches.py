@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from varlab.envs.base import Environment
+from varlab.layout import Layout
 from varlab.rng import Streams
 from varlab.rollout import parts, rollout
-from varlab.types import Layout, Trajectories
+from varlab.types import Trajectories
 
-#: (policy's stream, epoch) → the trajectories of one batch.
+#: (name of a stream, epoch) → the trajectories of one batch.
 Collect = Callable[[str, int], Trajectories]
 
 
-def by_episodes(env: Environment, policy: nn.Module, streams: Streams, device: torch.device, episodes: int) -> Collect:
+def by_episodes(
+    env: Environment, policy: nn.Module, streams: Streams, device: torch.device, episodes: int, group: int = 1
+) -> Collect:
     """Return a function that samples N episodes, every one begun before its length is known.
 
     Args:
@@ -31,14 +34,15 @@ def by_episodes(env: Environment, policy: nn.Module, streams: Streams, device: t
         streams: the root seed.
         device: where tensors live.
         episodes: N.
+        group: how many consecutive episodes begin in one state.
 
     Returns:
-        (stream, epoch) → N independent trajectories.
+        (stream, epoch) → N trajectories, independent but for such a start.
     """
 
     def collect(stream: str, epoch: int) -> Trajectories:
-        layout = Layout(episodes, 1, env.part_size, first_block=epoch)
-        return Trajectories.join([t for _, t in parts(env, policy, layout, streams, stream, device=device)])
+        layout = Layout(episodes, 1, env.part_size, first_block=epoch, unit=group)
+        return Trajectories.join([t for _, t in parts(env, policy, layout, streams, stream, device=device, group=group)])
 
     return collect
 

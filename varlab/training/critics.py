@@ -10,7 +10,7 @@ in Deep RL, Vanilla Policy Gradient (Achiam, 2018).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,11 +19,13 @@ from torch import Tensor, nn
 
 from varlab import checks, policies
 from varlab.envs.base import Environment
-from varlab.types import Trajectories, Values
+from varlab.sources import ValueSource
+from varlab.types import Trajectories
 from varlab.values import critic
 from varlab.values import exact as exact_values
 
-ValueSource = Callable[[Trajectories, frozenset[str]], Values]
+#: A float32 takes no step size much larger.
+LARGEST_LR = 1e30
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ class CriticUpdates:
         checks.positive_int("critic.train_v_iters", self.train_v_iters, least=0)
         for width in self.hidden:
             checks.positive_int("critic.hidden", width)
-        if not 0 < self.lr < float("inf"):
+        if not 0 < self.lr <= LARGEST_LR:
             raise checks.InputError(
-                f"A positive critic.lr was expected, but it is {self.lr!r}; set for instance critic.lr=0.001."
+                f"A positive critic.lr (of at most {LARGEST_LR:g}) was expected, but it is {self.lr!r}; set for instance critic.lr=0.001."
             )
 
 
@@ -85,7 +87,7 @@ class FollowingCritic:
         self.network = critic.new_network(env, settings, sequence, dtype, device)
         self.scaled = settings.init is not None
         if settings.init is not None:
-            critic.load(self.network, settings.init, env.name, settings.hidden)
+            critic.start_from(self.network, settings.init, env.name, settings.hidden)
         self.optimizer = critic.adam(self.network, settings.lr)
         self.steps = 0
 

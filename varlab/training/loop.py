@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from varlab import checks, policies, scores, terms
 from varlab.envs.base import Environment
-from varlab.estimators.base import Batch, Estimator
+from varlab.estimators.base import Batch, Estimator, FitBatch
 from varlab.rng import Streams
+from varlab.sources import ValueSource
 from varlab.training import batches, critics
 from varlab.training.plans import TrainingPlan, plan
 from varlab.training.record import COLUMNS, Training, state_of
@@ -51,6 +52,8 @@ def train(
             episodes: N independent episodes in every batch (64).
             steps: instead of ``episodes``, a quota of environment steps; it cuts the last episode and is its own, biased
                 estimator of the gradient (:mod:`varlab.training.batches`).
+            group_size: G consecutive episodes that form a group, for estimators of groups (the whole batch).
+            shared_start: whether the episodes of such a group of G begin in one state (True).
             optimizer: ``ascent``, θ ← θ + α ĝ, or ``adam``.
             lr: α (0.003).
             normalise: whether Φ is standardised over the steps of the batch (False).
@@ -109,14 +112,17 @@ class _Run:
 
     def __init__(self, planned: TrainingPlan) -> None:
         """Copy the policy; find where batches and values come from; fit what Φ takes from other data."""
-        self.options, self.env, self.raw_phi = planned.options, planned.env, planned.phi
+        self.options, self.env = planned.options, planned.env
         self.dtype, device = checks.dtype_of(self.options["dtype"]), self.options["device"]
         self.gamma, streams = self.options["gamma"], Streams(self.options["seed"])
         self.policy = policies.prepare(planned.policy, self.dtype, device)
         self.theta = list(policies.parameters(self.policy).values())
-        quota = self.options["steps"]
-        sampler, size = (batches.by_episodes, self.options["episodes"]) if quota is None else (batches.by_steps, quota)
-        self.collect = sampler(self.env, self.policy, streams, device, size)
+        quota, same = self.options["steps"], (self.env, self.policy, streams, device)
+        if quota is None:
+            group = (self.options["group_size"] or 1) if self.options["shared_start"] else 1
+            self.collect = batches.by_episodes(*same, self.options["episodes"], group)
+        else:
+            self.collect = batches.by_steps(*same, quota)
         # A rule that looks values up at a cut needs V even where Φ does not.
         cuts = quota is not None and self.options["at_cut"] != "terminal"
         self.cut_needs = frozenset({"v"}) if cuts else frozenset()
@@ -129,7 +135,21 @@ class _Run:
         if planned.phi.fits:
             first = self.collect("train_first", 0)
             self.steps["train_first"] = first.steps
-            self.phi = planned.phi.fit(self.read(self.values.source(self.policy))(first, frozenset()))
+            self._bind(first)
+            self._fit(self.read(self.values.source(self.policy))(first, self.need))
+
+    def _bind(self, traj: Trajectories) -> None:
+        """Give Φ what it takes from the world and the present θ; make the score map where there is none yet."""
+        if self.scores is None:
+            count = min(PROBE, traj.steps)
+            self.scores = scores.make(self.policy, traj.obs[:count], traj.action[:count], self.env.name)
+        self.phi = self.phi.bind(self.env, policies.prepare(self.policy, torch.float64, self.options["device"]))
+
+    def _fit(self, batch: Batch) -> None:
+        """Give Φ the numbers that it takes from data of its own: a batch at the θ that drew it, read by the next epoch."""
+        told = {"env": self.env, "policy": self.policy, "scores": self.scores}
+        same = (batch.traj, batch.values, self.gamma, batch.at_cut)
+        self.phi = self.phi.fit(FitBatch(*same, **told, discount_weighting=self.options["discount_weighting"]))
 
     def _values(
         self, streams: Streams, device: torch.device
@@ -142,7 +162,7 @@ class _Run:
         settings, sequence = self.options["critic"], streams.sequence("train_fit")
         return critics.FollowingCritic(self.env, settings, self.need, sequence, self.dtype, device)
 
-    def read(self, source: critics.ValueSource | None) -> terms.Reader:
+    def read(self, source: ValueSource | None) -> terms.Reader:
         """Return what gives Φ its batch: trajectories with the values asked for and those that a cut needs, each read once."""
         known: dict[tuple[int, frozenset[str]], Batch] = {}
 
@@ -150,7 +170,9 @@ class _Run:
             asks |= self.cut_needs
             if (id(traj), asks) not in known:
                 values = source(traj, asks) if asks else Values()
-                known[id(traj), asks] = Batch(traj, values, self.gamma, self.options["at_cut"])
+                # The batch is the unit: what it holds is what is drawn anew, independently, in every epoch.
+                units = (self.options["group_size"] or len(traj), len(traj)) if self.phi.batchwise else (1, 1)
+                known[id(traj), asks] = Batch(traj, values, self.gamma, self.options["at_cut"], *units)
             return known[id(traj), asks]
 
         return reader
@@ -165,17 +187,15 @@ class _Run:
         """Take one step of θ; return the row of its batch."""
         traj = self.collect("train", epoch)
         self.steps["train"] += traj.steps
-        if self.scores is None:
-            count = min(PROBE, traj.steps)
-            self.scores = scores.make(self.policy, traj.obs[:count], traj.action[:count], self.env.name)
-        read = self.read(self.values.source(self.policy))
-        made = terms.assemble([self.phi], traj, self.policy, read, self.options["discount_weighting"])
-        gradient = terms.summed(made, self.scores, self.dtype, ROWS)[0] / len(traj)
+        self._bind(traj)
+        read, phi, unit = self.read(self.values.source(self.policy)), [self.phi], len(traj) if self.phi.batchwise else 1
+        made = terms.assemble(phi, traj, self.policy, read, self.options["discount_weighting"], unit)
+        gradient = terms.summed(made, self.scores, self.dtype, ROWS, terms.matrices(phi))[0] / (len(traj) // unit)
         batch = read(traj, self.need)
         row = {"epoch": epoch, "steps": self.spent, "episodes": len(traj), **_returns(traj), **_critic_error(batch)}
         row["gradient_norm"] = self._checked_norm(gradient, epoch)
-        if self.raw_phi.fits:  # before θ moves: these data are those of the next epoch's baseline
-            self.phi = self.raw_phi.fit(batch)
+        if self.phi.fits:  # before θ moves
+            self._fit(batch)
         self.values.update(traj, batch.reward_to_go)
         self._ascend(gradient)
         return row
@@ -194,6 +214,11 @@ class _Run:
             p.grad = g.view_as(p).to(p.dtype)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if not all(bool(torch.isfinite(p).all()) for p in self.theta):
+            raise checks.InputError(
+                f"A finite θ was expected on {self.env.name}, but a step along a gradient of norm {float(gradient.norm()):.3g} "
+                f"overflowed; lower lr={self.options['lr']:g}."
+            )
 
 
 def _returns(traj: Trajectories) -> dict[str, float]:

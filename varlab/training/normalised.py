@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from varlab.envs.base import Environment
 from varlab.estimators.base import Batch, Estimator
 
 #: Keeps the quotient finite where Φ does not vary.
@@ -26,6 +27,7 @@ class Standardised(Estimator):
     inner: Estimator = None
     name = "standardised"
     unbiased = "biased"
+    target = "direction"
     formula = "(Φ_t − mean Φ) / (std Φ + 1e-8)"
     source = "Spinning Up in Deep RL, Vanilla Policy Gradient (Achiam, 2018)"
 
@@ -48,6 +50,20 @@ class Standardised(Estimator):
     def fits(self) -> bool:
         """Whether the Φ inside takes numbers from other data."""
         return self.inner.fits
+
+    @property
+    def batchwise(self) -> bool:
+        """Whether the Φ inside is a function of several trajectories."""
+        return self.inner.batchwise
+
+    @property
+    def matrix(self) -> Tensor | None:
+        """What the gradient is multiplied by."""
+        return self.inner.matrix
+
+    def bind(self, env: Environment, policy: nn.Module) -> Standardised:
+        """Bind the Φ inside."""
+        return Standardised(self.inner.bind(env, policy))
 
     def fit(self, batch: Batch) -> Standardised:
         """Fit the Φ inside."""

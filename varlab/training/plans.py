@@ -14,7 +14,7 @@ from varlab.envs.base import Environment
 from varlab.envs.registry import make as make_env
 from varlab.estimators.base import Estimator
 from varlab.estimators.nodes import NodeEstimator
-from varlab.training.critics import CriticUpdates
+from varlab.training.critics import LARGEST_LR, CriticUpdates
 from varlab.training.normalised import Standardised
 from varlab.types import Trajectories, Values
 from varlab.values import exact as exact_values
@@ -55,6 +55,8 @@ def plan(
     epochs: int = 50,
     episodes: int | None = None,
     steps: int | None = None,
+    group_size: int | None = None,
+    shared_start: bool = True,
     optimizer: str = "adam",
     lr: float = 3e-3,
     normalise: bool = False,
@@ -93,6 +95,14 @@ def plan(
         episodes = checks.positive_int("episodes", EPISODES if episodes is None else episodes)
     else:
         steps = checks.positive_int("steps", steps)
+    if group_size is not None:
+        group_size = checks.positive_int("group_size", group_size)
+        if episodes is None or episodes % group_size:
+            came = "a quota of steps leaves their number open" if episodes is None else f"episodes={episodes}"
+            raise checks.InputError(
+                f"Whole groups of group_size={group_size} episodes were expected in every batch, but {came}; set for instance "
+                f"episodes={8 * group_size}."
+            )
     epochs = checks.positive_int("epochs", epochs)
     kept = sorted({checks.positive_int("checkpoints", e, least=0) for e in checkpoints})
     if kept and kept[-1] > epochs:
@@ -100,8 +110,10 @@ def plan(
             f"Checkpoints of at most {epochs} epochs were expected, but checkpoints names {kept[-1]}; lower it or raise epochs."
         )
     checks.one_of("optimizer", optimizer, OPTIMIZERS)
-    if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr < float("inf"):
-        raise checks.InputError(f"A positive lr was expected, but it is {lr!r}; set for instance lr=0.003.")
+    if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr <= LARGEST_LR:
+        raise checks.InputError(
+            f"A positive lr (of at most {LARGEST_LR:g}) was expected, but it is {lr!r}; set for instance lr=0.003."
+        )
     checks.in_range("gamma", gamma, 0.0, 1.0)
     checks.one_of("rule at_cut", at_cut, estimators.AT_CUT)
     if isinstance(values, str):
@@ -114,19 +126,21 @@ def plan(
             )
         values = "exact" if known and values != "critic" else "critic"
     if normalise:
-        if isinstance(chosen, NodeEstimator):
+        if isinstance(chosen, NodeEstimator) or type(chosen).coefficients is not Estimator.coefficients:
             raise checks.InputError(
-                f"A Φ of the steps taken was expected with normalise=true, but {chosen.label} sums over actions; leave normalise "
-                "out."
+                f"A Φ of the steps taken alone was expected with normalise=true, but {chosen.label} has further terms; leave "
+                "normalise out."
             )
         chosen = Standardised(chosen)
     checks.dtype_of(dtype)
     checks.device_of(device)
     critic = critic or CriticUpdates()
+    # Only where they are used, so that they change no other digest.
+    units = {"group_size": group_size, "shared_start": bool(shared_start)} if group_size else {}
     options = {
         "epochs": epochs, "episodes": episodes, "steps": steps, "optimizer": optimizer, "lr": float(lr), "gamma": float(gamma),
         "discount_weighting": bool(discount_weighting), "at_cut": at_cut, "checkpoints": kept, "dtype": dtype,
-        "device": torch.device(device).type,
+        "device": torch.device(device).type, **units,
     }  # fmt: skip
     settings = {
         "numerics": varlab.NUMERICS,
@@ -143,7 +157,8 @@ def plan(
     setting = storage.digest({k: v for k, v in settings.items() if k != "checkpoints"})
     settings |= {"seed": checks.positive_int("seed", seed, 0), "theta": {k: v.detach() for k, v in policy.state_dict().items()}}
     objects = {
-        "values": values, "critic": critic, "seed": settings["seed"], "device": torch.device(device),
+        "group_size": group_size, "shared_start": bool(shared_start), "values": values, "critic": critic,
+        "seed": settings["seed"], "device": torch.device(device),
         "env_label": env_label or env.name, "policy_label": policy_label or type(policy).__name__,
     }  # fmt: skip
     return TrainingPlan(env, policy, chosen, settings, storage.digest(settings), setting, {**options, **objects})

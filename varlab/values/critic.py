@@ -203,7 +203,7 @@ def descend(
         optimizer.step()
 
 
-def load(net: CriticNetwork, init: Mapping[str, Tensor], env: str, hidden: Sequence[int]) -> None:
+def start_from(net: CriticNetwork, init: Mapping[str, Tensor], env: str, hidden: Sequence[int]) -> None:
     """Put φ of a previous critic in place.
 
     Raises:
@@ -262,7 +262,7 @@ def fit(
     if settings.init is None:
         set_scale(net, target)
     else:
-        load(net, settings.init, env.name, settings.hidden)
+        start_from(net, settings.init, env.name, settings.hidden)
     with torch.no_grad():
         before = float((net.value(traj.obs) - goal).square().mean())
     generator = rng.torch_generator(shuffle)
