@@ -33,13 +33,13 @@ def in_multirun() -> bool:
 
 
 @contextlib.contextmanager
-def progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+def progress(quiet: bool, unit: str = "trajectories") -> Iterator[Callable[[str, int, int], None]]:
     """Give a function (stream, done, in all) that shows one bar per stream in a terminal, nothing in a file."""
     bars: dict[str, tqdm] = {}
 
     def show(stream: str, done: int, total: int) -> None:
         if stream not in bars:
-            bars[stream] = tqdm(desc=stream, total=total, unit=" trajectories", disable=quiet or None)
+            bars[stream] = tqdm(desc=stream, total=total, unit=f" {unit}", disable=quiet or None)
         bars[stream].update(done - bars[stream].n)
 
     try:

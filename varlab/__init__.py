@@ -18,13 +18,16 @@ if TYPE_CHECKING:
     from varlab import envs, estimators, policies, values
     from varlab.experiment import Result, measure
     from varlab.oracles import exact
+    from varlab.training import train
 
 __version__ = "0.1.0"
 
 #: Raised by every change that moves a number; part of each run's digest.
 NUMERICS = 3
 
-__all__ = ["NUMERICS", "InputError", "Result", "__version__", "envs", "estimators", "exact", "measure", "policies", "values"]
+__all__ = [
+    "NUMERICS", "InputError", "Result", "__version__", "envs", "estimators", "exact", "measure", "policies", "train", "values",
+]  # fmt: skip
 
 _FROM_EXPERIMENT = ("measure", "Result")
 
@@ -45,6 +48,8 @@ def __getattr__(name: str) -> object:
         return getattr(importlib.import_module("varlab.experiment"), name)
     if name == "exact":
         return importlib.import_module("varlab.oracles").exact
+    if name == "train":
+        return importlib.import_module("varlab.training").train
     if name in __all__:
         return importlib.import_module(f"varlab.{name}")
     raise AttributeError(f"module 'varlab' has no attribute '{name}'; its public names are {', '.join(__all__)}")

@@ -68,21 +68,10 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         InputError: for a setting that cannot be used.
     """
-    from varlab import envs, policies
     from varlab.values import CriticSettings
 
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        raise InputError(f"A value was expected for {missing[0]}, but none came; give {missing[0]}=….")
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    env = envs.make(plain["env"]["id"], plain["env"]["horizon"], **plain["env"]["kwargs"])
-    policy = policies.make(env=env, theta_seed=_seed("theta.seed", plain["theta"]["seed"]), **plain["policy"])
-    gamma = checks.in_range("gamma", plain["gamma"], 0.0, 1.0)
-    if plain["policy"]["kind"] == "parameter_exploring":
-        env = envs.parameter_exploring(env, policy.controller, gamma)
-    theta = f"seed={plain['theta']['seed']}"
-    if plain["theta"]["file"] is not None:
-        theta = f"file:{storage.load_theta(plain['theta']['file'], policy)[:8]}"
+    plain = _plain(cfg)
+    env, policy, theta, policy_label = _world(plain, plain["theta"]["seed"])
     behaviour, behaviour_label = None, None
     if plain["behaviour"] is not None:
         behaviour = copy.deepcopy(policy)
@@ -121,9 +110,85 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
         "behaviour_label": behaviour_label,
         "theta": theta,
         "env_label": plain["env"]["id"],
-        "policy_label": plain["policy"]["kind"],
+        "policy_label": policy_label,
         **{key: plain[key] for key in same},
     }
+
+
+def training_arguments(cfg: DictConfig, seed: int) -> dict[str, Any]:
+    """Build everything that ``varlab.training.plan`` needs from a composed configuration.
+
+    Args:
+        cfg: ``conf/train.yaml`` with its groups.
+        seed: root seed, one of :func:`training_seeds`.
+
+    Returns:
+        The keyword arguments of :func:`varlab.training.plan`.
+    """
+    from varlab.training import CriticUpdates
+
+    plain = _plain(cfg)
+    vary = _switch("vary_theta", plain["vary_theta"])
+    env, policy, _, policy_label = _world(plain, seed if vary else plain["theta"]["seed"])
+    critic = dict(plain["critic"])
+    if critic["init"] is not None:
+        critic["init"] = storage.read_tensors(critic["init"])
+    same = ("epochs", "episodes", "steps", "group_size", "optimizer", "lr", "gamma", "at_cut", "checkpoints", "dtype", "device")
+    switches = ("normalise", "discount_weighting", "shared_start")
+    return {
+        "env": env,
+        "policy": policy,
+        "phi": choices(plain["phi"]),
+        "values": plain["values"]["source"],
+        "critic": CriticUpdates(**critic),
+        "seed": _seed("seed", seed),
+        "env_label": plain["env"]["id"],
+        "policy_label": policy_label,
+        **{key: plain[key] for key in same},
+        **{key: _switch(key, plain[key]) for key in switches},
+    }
+
+
+def training_seeds(cfg: DictConfig) -> list[int]:
+    """Return the root seeds that one job trains with, each once.
+
+    Raises:
+        InputError: if ``seeds`` is not a list of whole numbers.
+    """
+    if cfg.seeds is None:
+        return [_seed("seed", cfg.seed)]
+    if not OmegaConf.is_list(cfg.seeds) or not len(cfg.seeds):
+        raise InputError(f"A list of seeds was expected, but seeds={cfg.seeds}; write seeds=[0,1,2], or seed=0 for one.")
+    return list(dict.fromkeys(_seed("seeds", s) for s in cfg.seeds))
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configuration as plain data.
+
+    Raises:
+        InputError: if a value is missing.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise InputError(f"A value was expected for {missing[0]}, but none came; give {missing[0]}=….")
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def _world(plain: Mapping[str, Any], theta_seed: object) -> tuple[Any, Any, str, str]:
+    """Return the environment, the policy at θ, and the names of θ and of the policy in rows."""
+    from varlab import envs, policies
+
+    env = envs.make(plain["env"]["id"], plain["env"]["horizon"], **plain["env"]["kwargs"])
+    theta, kind = plain["theta"], plain["policy"]["kind"]
+    policy = policies.make(env=env, theta_seed=_seed("theta.seed", theta_seed), **plain["policy"])
+    if kind == "parameter_exploring":
+        env = envs.parameter_exploring(env, policy.controller, checks.in_range("gamma", plain["gamma"], 0.0, 1.0))
+    if theta.get("run") is not None:
+        content = storage.load_theta(storage.checkpoint(theta["run"], theta["at"]), policy)
+        return env, policy, f"{theta['at']}:{content[:8]}", kind
+    if theta["file"] is not None:
+        return env, policy, f"file:{storage.load_theta(theta['file'], policy)[:8]}", kind
+    return env, policy, f"seed={theta_seed}", kind
 
 
 def seeds(cfg: DictConfig) -> dict[str, int]:

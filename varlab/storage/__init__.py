@@ -10,8 +10,10 @@ from varlab.storage.digests import canonical, digest
 from varlab.storage.folders import FILES, begin, find_runs, finish, folder_state
 from varlab.storage.runs import ParquetSink, read_run, write_run
 from varlab.storage.theta import load_theta, read_tensors, save_theta
+from varlab.storage.training import TRAINING_FILES, checkpoint, read_training, write_training
 
 __all__ = [
-    "FILES", "ParquetSink", "ReferenceCache", "atomic", "begin", "canonical", "digest", "find_runs", "finish", "folder_state",
-    "load_theta", "read_npz", "read_run", "read_tensors", "save_theta", "write_json", "write_npz", "write_run", "write_text",
+    "FILES", "TRAINING_FILES", "ParquetSink", "ReferenceCache", "atomic", "begin", "canonical", "checkpoint", "digest",
+    "find_runs", "finish", "folder_state", "load_theta", "read_npz", "read_run", "read_tensors", "read_training", "save_theta",
+    "write_json", "write_npz", "write_run", "write_text", "write_training",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ FILES = (
 _HEADER = "# digest: "
 
 
-def folder_state(folder: str | Path, run_digest: str) -> str:
+def folder_state(folder: str | Path, run_digest: str, files: Sequence[str] = FILES) -> str:
     """Say what a folder holds for the run with a given digest.
 
     Args:
         folder: the run folder, which need not exist.
         run_digest: digest of the run that wants it.
+        files: what such a run may write, names or patterns.
 
     Returns:
         ``done`` where the same run is complete; ``interrupted`` where it began; ``free`` where nothing would be overwritten.
@@ -34,7 +35,7 @@ def folder_state(folder: str | Path, run_digest: str) -> str:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"A folder was expected at {folder}, but it is a file; name another folder with out=.")
-    present = [name for name in (*FILES, "figures") if (folder / name).exists()]
+    present = _present(folder, (*files, "figures"))
     if not present:
         return "free"
     held = _held_digest(folder)
@@ -53,19 +54,20 @@ def folder_state(folder: str | Path, run_digest: str) -> str:
     return "done" if complete else "interrupted"
 
 
-def begin(folder: str | Path, run_digest: str, config: str) -> None:
+def begin(folder: str | Path, run_digest: str, config: str, files: Sequence[str] = FILES) -> None:
     """Claim a folder for a run: check it, drop what an interrupted run left half-written, write ``config.yaml``.
 
     Args:
         folder: the run folder; made if missing.
         run_digest: digest of the run.
         config: the resolved configuration as YAML.
+        files: what such a run may write.
 
     Raises:
         InputError: as :func:`folder_state`.
     """  # noqa: DOC502
     folder = Path(folder)
-    folder_state(folder, run_digest)
+    folder_state(folder, run_digest, files)
     for part in folder.glob(".*.part"):
         if abandoned(part):
             part.unlink(missing_ok=True)
@@ -73,18 +75,19 @@ def begin(folder: str | Path, run_digest: str, config: str) -> None:
     write_text(folder / "config.yaml", f"{_HEADER}{run_digest}\n{config}")
 
 
-def finish(folder: str | Path, run_digest: str, numerics: int) -> None:
+def finish(folder: str | Path, run_digest: str, numerics: int, files: Sequence[str] = FILES) -> None:
     """Declare the run complete: write ``done.json``, which lists the files that make it so."""
     folder = Path(folder)
-    present = [name for name in FILES if name != "done.json" and (folder / name).exists()]
+    present = [name for name in _present(folder, files) if name != "done.json"]
     write_json(folder / "done.json", {"digest": run_digest, "numerics": numerics, "files": present})
 
 
-def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def find_runs(paths: str | Path | Iterable[str | Path], training: bool = False) -> list[Path]:
     """Return the complete runs at or below some folders.
 
     Args:
         paths: one folder or several.
+        training: whether to return training runs; measurements otherwise.
 
     Returns:
         The folders that hold a ``done.json``, each once, sorted.
@@ -97,7 +100,11 @@ def find_runs(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         if not Path(path).is_dir():
             raise InputError(f"A folder of runs was expected at {path}, but there is none; measure first, or mend the path.")
         found.update(done.parent for done in Path(path).rglob("done.json"))
-    return sorted(found)
+    return sorted(folder for folder in found if (folder / "curve.parquet").exists() == training)
+
+
+def _present(folder: Path, patterns: Iterable[str]) -> list[str]:
+    return [path.name for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,17 +17,18 @@ from varlab.storage.cache import UNREADABLE, first_line
 from varlab.storage.digests import digest
 
 
-def save_theta(path: str | Path, policy: nn.Module) -> str:
+def save_theta(path: str | Path, policy: nn.Module | Mapping[str, Tensor]) -> str:
     """Write the state of a policy: an npz archive where the name ends so, else a torch file of tensors.
 
     Args:
         path: file to write.
-        policy: module whose ``state_dict`` is written.
+        policy: module whose ``state_dict`` is written, or such a state.
 
     Returns:
         The digest of its content, as :func:`load_theta` gives it.
     """
-    state = {name: tensor.detach().cpu() for name, tensor in policy.state_dict().items()}
+    held = policy.state_dict() if isinstance(policy, nn.Module) else policy
+    state = {name: tensor.detach().cpu() for name, tensor in held.items()}
     if Path(path).suffix == ".npz":
         write_npz(path, {name: tensor.numpy() for name, tensor in state.items()})
     else:

@@ -57,7 +57,8 @@ class CriticUpdates:
             checks.positive_int("critic.hidden", width)
         if not 0 < self.lr <= LARGEST_LR:
             raise checks.InputError(
-                f"A positive critic.lr (of at most {LARGEST_LR:g}) was expected, but it is {self.lr!r}; set for instance critic.lr=0.001."
+                f"A positive critic.lr (of at most {LARGEST_LR:g}) was expected, but it is {self.lr!r}; set for instance "
+                "critic.lr=0.001."
             )
 
 
