@@ -88,7 +88,7 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
         "policy": policy,
         "phi": choices(plain["phi"]),
         "n": checks.positive_int("n", plain["n"]),
-        "gamma": gamma,
+        "gamma": checks.in_range("gamma", plain["gamma"], 0.0, 1.0),
         "discount_weighting": _switch("discount_weighting", plain["discount_weighting"]),
         "values": plain["values"]["source"],
         "critic": CriticSettings(**critic),
@@ -180,6 +180,11 @@ def _world(plain: Mapping[str, Any], theta_seed: object) -> tuple[Any, Any, str,
 
     env = envs.make(plain["env"]["id"], plain["env"]["horizon"], **plain["env"]["kwargs"])
     theta, kind = plain["theta"], plain["policy"]["kind"]
+    if theta.get("path") is not None:  # it brings its own network
+        from varlab.policies import stable_baselines
+
+        policy = stable_baselines.load(theta["path"], env, _switch("theta.trust", theta["trust"]))
+        return env, policy, f"sb3:{storage.digest(policy.state_dict())[:8]}", "sb3"
     policy = policies.make(env=env, theta_seed=_seed("theta.seed", theta_seed), **plain["policy"])
     if kind == "parameter_exploring":
         env = envs.parameter_exploring(env, policy.controller, checks.in_range("gamma", plain["gamma"], 0.0, 1.0))

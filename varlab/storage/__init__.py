@@ -1,9 +1,11 @@
 """Everything that touches disk: digests, run folders, their files, the reference cache and θ.
 
 A run folder is written so that a reader never meets half a file: each file is written under a temporary name beside its
-place and renamed, and ``done.json`` comes last. Nothing is ever unpickled.
+place and renamed, and ``done.json`` comes last. Nothing is ever unpickled but files of
+Stable-Baselines3 that somebody vouches for.
 """
 
+from varlab.storage.agents import Agent, read_agent
 from varlab.storage.atomic import atomic, read_npz, write_json, write_npz, write_text
 from varlab.storage.cache import ReferenceCache
 from varlab.storage.digests import canonical, digest
@@ -13,7 +15,7 @@ from varlab.storage.theta import load_theta, read_tensors, save_theta
 from varlab.storage.training import TRAINING_FILES, checkpoint, read_training, write_training
 
 __all__ = [
-    "FILES", "TRAINING_FILES", "ParquetSink", "ReferenceCache", "atomic", "begin", "canonical", "checkpoint", "digest",
-    "find_runs", "finish", "folder_state", "load_theta", "read_npz", "read_run", "read_tensors", "read_training", "save_theta",
-    "write_json", "write_npz", "write_run", "write_text", "write_training",
+    "FILES", "TRAINING_FILES", "Agent", "ParquetSink", "ReferenceCache", "atomic", "begin", "canonical", "checkpoint",
+    "digest", "find_runs", "finish", "folder_state", "load_theta", "read_agent", "read_npz", "read_run", "read_tensors",
+    "read_training", "save_theta", "write_json", "write_npz", "write_run", "write_text", "write_training",
 ]  # fmt: skip
