@@ -15,13 +15,24 @@ def main(cfg: DictConfig) -> None:
     # Imported here so that --help stays quick.
     from varlab import storage
     from varlab.analysis import figures, tables
+    from varlab.studies import learning_curves
 
     # One folder may be written without brackets.
     paths = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
-    folders = storage.find_runs(paths)
-    table = tables.gather(folders, cfg.allow_mixed_numerics)
+    folders, trained = storage.find_runs(paths), storage.find_runs(paths, training=True)
     style = OmegaConf.to_container(cfg.style, resolve=True)
     command = shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    if trained:
+        curves = learning_curves.gather(trained, cfg.allow_mixed_numerics)
+        summary = learning_curves.summarise(curves)
+        caption = learning_curves.caption(summary, curves, command)
+        written = figures.save(learning_curves.draw(summary, style), cfg.out, "learning_curves", caption, style)
+        with storage.atomic(Path(cfg.out) / "learning_curves.csv") as part:
+            summary.to_csv(part, index=False)
+        print(f"Gathered {len(trained)} training runs from {', '.join(paths)}; written:", *written, sep="\n  ")
+        if not folders:
+            return
+    table = tables.gather(folders, cfg.allow_mixed_numerics)
     if set(tables.varying(table)) - {"env"}:
         written = figures.save_sweep(table, cfg.out, style, command)
     else:
