@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from varlab import estimators, policies
-from varlab.envs.finite import FiniteSimulator
 from varlab.estimators import Estimator
 from varlab.rng import Streams
 from varlab.rollout import rollout
@@ -115,10 +114,21 @@ def test_normalisation_comes_before_the_step_weight():
 @pytest.mark.parametrize("phi", [*sorted(estimators.REGISTRY), *estimators.SOURCE_TEXT[-2:]])
 def test_every_registered_phi_trains(phi):
     env, policy = hand.world()
-    made = run(env, policy, phi, epochs=2, values="exact", optimizer="ascent", lr=0.1)
+    groups = {"group_size": 5} if phi == "james_stein" else {}  # several groups in a batch
+    made = run(env, policy, phi, epochs=2, values="exact", optimizer="ascent", lr=0.1, **groups)
     moved = hand.table(made.checkpoints["late"]) - hand.table(made.checkpoints["init"])
     assert bool(torch.isfinite(moved).all()) and float(moved.norm()) > 1e-6
     assert made.curve["gradient_norm"].gt(0).all()
+
+
+def test_normalised_gae_is_the_normalised_advantage_of_the_catalogue():
+    env, policy = hand.world()
+    settings = {"epochs": 2, "values": "exact", "optimizer": "ascent", "lr": 0.3, "gamma": 0.9}
+    switch, member = (
+        run(env, policy, "gae(lam=0.9)", normalise=True, **settings),
+        run(env, policy, "normalised_advantage(lam=0.9)", **settings),
+    )
+    torch.testing.assert_close(hand.table(switch.checkpoints["late"]), hand.table(member.checkpoints["late"]), **EXACT)
 
 
 class Bare(nn.Module):
@@ -165,19 +175,9 @@ class MeanOfOthers(Estimator):
         return (total - others).flatten()[batch.traj.episode]
 
 
-class GroupedStarts(FiniteSimulator):
-    """Episodes of a group begin where its first one does."""
-
-    def reset(self, n, seed, group=1):
-        obs = super().reset(n, seed)
-        self.state = self.state[::group].repeat_interleave(group)
-        return obs[::group].repeat_interleave(group)
-
-
 @pytest.mark.parametrize(("group_size", "shared"), [(None, True), (5, False), (5, True)])
 def test_a_batch_is_the_unit_of_estimators_of_groups(group_size, shared):
     env, policy = hand.world()
-    env = replace(env, make_simulator=lambda device: GroupedStarts(env.finite, device))
     start = hand.table(policy.state_dict())
     settings = {"epochs": 1, "optimizer": "ascent", "lr": 0.5, "group_size": group_size, "shared_start": shared}
     made = run(env, policy, MeanOfOthers(), **settings)

@@ -41,6 +41,14 @@ def per_unit(batch: Batch, x: Tensor) -> Tensor:
     return x.new_zeros(len(batch.traj) // batch.unit).index_add_(0, batch.traj.episode // batch.unit, x)
 
 
+def standardise(batch: Batch, x: Tensor) -> Tensor:
+    """Return (x − mean x) / (std x + 1e-8) [M], mean and std over all steps of each unit; std divides by their number."""
+    unit, count = batch.traj.episode // batch.unit, per_unit(batch, torch.ones_like(x))
+    centred = x - (per_unit(batch, x) / count)[unit]
+    std = (per_unit(batch, centred.square()) / count).sqrt()
+    return centred / (std + TINY)[unit]
+
+
 @register
 @dataclass(frozen=True)
 class NormalisedAdvantage(Estimator):
@@ -74,11 +82,7 @@ class NormalisedAdvantage(Estimator):
             InputError: if the unit is one trajectory.
         """
         at_least_two(self, batch)
-        advantage, unit = GAE(self.lam).phi(batch), batch.traj.episode // batch.unit
-        count = per_unit(batch, torch.ones_like(advantage))
-        centred = advantage - (per_unit(batch, advantage) / count)[unit]
-        std = (per_unit(batch, centred.square()) / count).sqrt()
-        return centred / (std + TINY)[unit]
+        return standardise(batch, GAE(self.lam).phi(batch))
 
 
 @register

@@ -112,7 +112,7 @@ class FollowingCritic:
         goal = target.to(self.network.scale.dtype)
         whole_batch = itertools.repeat(None, self.settings.train_v_iters)
         critic.descend(self.network, self.optimizer, traj, goal, whole_batch, self.need)
-        self.steps += traj.steps
+        self.steps += traj.cost
         if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
             raise checks.InputError(
                 f"Finite critics were expected on {self.env.name}, but φ holds NaN or infinity after {self.steps} steps; lower "

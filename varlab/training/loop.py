@@ -52,7 +52,8 @@ def train(
             episodes: N independent episodes in every batch (64).
             steps: instead of ``episodes``, a quota of environment steps; it cuts the last episode and is its own, biased
                 estimator of the gradient (:mod:`varlab.training.batches`).
-            group_size: G consecutive episodes that form a group, for estimators of groups (the whole batch).
+            group_size: G consecutive episodes that form a group, for estimators of groups (the whole batch; the batch is one unit
+                in any case).
             shared_start: whether the episodes of such a group of G begin in one state (True).
             optimizer: ``ascent``, θ ← θ + α ĝ, or ``adam``.
             lr: α (0.003).
@@ -134,7 +135,7 @@ class _Run:
         self.steps, self.scores, self.phi = {"train": 0}, None, planned.phi
         if planned.phi.fits:
             first = self.collect("train_first", 0)
-            self.steps["train_first"] = first.steps
+            self.steps["train_first"] = first.cost
             self._bind(first)
             self._fit(self.read(self.values.source(self.policy))(first, self.need))
 
@@ -186,7 +187,7 @@ class _Run:
     def step(self, epoch: int) -> dict[str, float]:
         """Take one step of θ; return the row of its batch."""
         traj = self.collect("train", epoch)
-        self.steps["train"] += traj.steps
+        self.steps["train"] += traj.cost
         self._bind(traj)
         read, phi, unit = self.read(self.values.source(self.policy)), [self.phi], len(traj) if self.phi.batchwise else 1
         made = terms.assemble(phi, traj, self.policy, read, self.options["discount_weighting"], unit)

@@ -8,9 +8,7 @@ from torch import Tensor, nn
 
 from varlab.envs.base import Environment
 from varlab.estimators.base import Batch, Estimator
-
-#: Keeps the quotient finite where Φ does not vary.
-EPSILON = 1e-8
+from varlab.estimators.normalised import standardise
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,7 @@ class Standardised(Estimator):
     inner: Estimator = None
     name = "standardised"
     unbiased = "biased"
+    batchwise = True
     target = "direction"
     formula = "(Φ_t − mean Φ) / (std Φ + 1e-8)"
     source = "Spinning Up in Deep RL, Vanilla Policy Gradient (Achiam, 2018)"
@@ -52,11 +51,6 @@ class Standardised(Estimator):
         return self.inner.fits
 
     @property
-    def batchwise(self) -> bool:
-        """Whether the Φ inside is a function of several trajectories."""
-        return self.inner.batchwise
-
-    @property
     def matrix(self) -> Tensor | None:
         """What the gradient is multiplied by."""
         return self.inner.matrix
@@ -71,5 +65,4 @@ class Standardised(Estimator):
 
     def phi(self, batch: Batch) -> Tensor:
         """Return the standardised Φ_t, [M]."""
-        phi = self.inner.phi(batch)
-        return (phi - phi.mean()) / (phi.std(correction=0) + EPSILON)
+        return standardise(batch, self.inner.phi(batch))
