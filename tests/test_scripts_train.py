@@ -224,6 +224,22 @@ def test_defaults_of_configuration_and_python_are_the_same():
     assert len(phi) == 1 and phi[0].label == "gae(lam=0.95)" and ours["env_label"] == "CartPole-v1"
 
 
+def test_figures_draw_learning_curves_from_training_runs(command, tmp_path):
+    assert command("train", *SMALL, "seeds=[0,1,2]", "out=runs").code == 0
+    done = command("figures", "runs=runs", "out=drawn")
+    assert done.code == 0 and "Gathered 3 training runs from runs" in done.out, done.err
+    named = {f"learning_curves.{kind}" for kind in ("png", "pdf", "md", "csv")}
+    assert {path.name for path in (tmp_path / "drawn").iterdir()} == named
+    table = pd.read_csv(tmp_path / "drawn" / "learning_curves.csv")
+    assert set(table["seeds"]) == {3} and (table["iqm_low"] <= table["iqm"]).all() and (table["iqm"] <= table["iqm_high"]).all()
+
+    words = ("env=frozenlake", "policy=softmax_table", "phi=reward_to_go", "n=100", "pilot=50", "figures=false", "out=runs/m")
+    assert command("measure", *words).code == 0
+    both = command("figures", "runs=runs", "out=both")
+    assert both.code == 0 and "Gathered 3 training runs" in both.out and "Gathered 1 runs" in both.out
+    assert named < {path.name for path in (tmp_path / "both").iterdir()}
+
+
 def test_a_fresh_process_gives_the_same_bits(command, tmp_path):
     command("train", *SMALL, "phi=value_baseline", "critic.hidden=[8]", "out=here")
     words = [sys.executable, str(ROOT / "scripts" / "train.py"), *SMALL, "phi=value_baseline", "critic.hidden=[8]", "out=there"]
