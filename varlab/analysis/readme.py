@@ -24,7 +24,8 @@ def phi_table() -> str:
         made = REGISTRY[name]()
         claim = made.unbiased + (", always at λ = 1" if name == "gae" else "") + TARGETS[made.target]
         claim += ", whoever acts" if made.off_policy else ""
-        lines.append(f"| `{made.label}` | {made.formula.replace('|', chr(92) + '|')} | {claim} | {_needs(made)} | {made.source} |")
+        formula = made.formula.replace("|", "\\|")
+        lines.append(f"| `{made.label}` | {formula} | {claim} | {_needs(made)} | {made.source} |")
     return "\n".join(lines)
 
 
