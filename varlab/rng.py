@@ -47,10 +47,26 @@ def children(sequence: np.random.SeedSequence, count: int) -> list[np.random.See
 
     ``SeedSequence.spawn`` gives other children at every call; here one sequence always stands for the same numbers.
     """
-    return [
-        np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, i), pool_size=sequence.pool_size)
-        for i in range(count)
-    ]
+    return [descend(sequence, i) for i in range(count)]
+
+
+def descend(sequence: np.random.SeedSequence, *keys: int) -> np.random.SeedSequence:
+    """Return the descendant of ``sequence`` that ``keys`` lead to: child keys[0], its child keys[1], and so on."""
+    return np.random.SeedSequence(sequence.entropy, spawn_key=(*sequence.spawn_key, *keys), pool_size=sequence.pool_size)
+
+
+def branch(sequence: np.random.SeedSequence, *keys: int) -> np.random.SeedSequence:
+    """Return the seed of branches from trajectories that were drawn with ``sequence``: their own, in the stream ``branch``.
+
+    Args:
+        sequence: of the trajectories.
+        *keys: what the branches are for.
+
+    Returns:
+        The seed sequence (root, ("branch", stream, block, part, …, keys)).
+    """
+    spawn_key = (STREAMS["branch"], *sequence.spawn_key, *keys)
+    return np.random.SeedSequence(sequence.entropy, spawn_key=spawn_key, pool_size=sequence.pool_size)
 
 
 @contextmanager

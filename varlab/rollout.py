@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from varlab import checks, rng
+from varlab import capabilities, checks, rng
+from varlab.capabilities import Saved, Snapshots
 from varlab.envs.base import Environment
 from varlab.layout import Layout
 from varlab.policies.base import sample
@@ -27,6 +29,7 @@ def rollout(
     device: torch.device | str = "cpu",
     first_trajectory: int = 0,
     group: int = 1,
+    snapshots: bool = False,
 ) -> Trajectories:
     """Sample n independent episodes of at most ``cut`` steps as one batch.
 
@@ -43,6 +46,7 @@ def rollout(
         device: where tensors live.
         first_trajectory: number of the first episode, for messages.
         group: how many consecutive episodes begin in one state.
+        snapshots: whether to save the state of the world at every step, so that others can go on from there.
 
     Returns:
         The n trajectories.
@@ -65,6 +69,7 @@ def rollout(
     if hidden_state:
         pieces["state"] = []
         last_state = torch.zeros(n, dtype=torch.int64, device=device)
+    saved = []
     last_obs = torch.empty_like(obs)
     terminated = torch.zeros(n, dtype=torch.bool, device=device)
     for t in range(length):
@@ -74,6 +79,8 @@ def rollout(
             _check_action(distribution, action, env)
         if hidden_state:
             pieces["state"].append(simulator.state)
+        if snapshots:
+            saved.append(simulator.save())
         seen, (obs, reward, end) = obs, simulator.step(action)
         if (spent := getattr(simulator, "spent", None)) is not None:
             pieces.setdefault("spent", []).append(spent)
@@ -97,7 +104,8 @@ def rollout(
         last_state = None
     elif not hidden_state:
         pieces["state"], last_state = pieces["obs"], last_obs
-    traj = _assemble(pieces, n, terminated, last_obs, last_state, env)
+    last_saved = capabilities.put(None, live, simulator.save(), n) if snapshots and length < env.horizon else None
+    traj = replace(_assemble(pieces, n, terminated, last_obs, last_state, saved, last_saved, env), seed=seed)
     # Checked once for the whole part: a NaN cannot leave the episode in which it arose.
     checks.finite_rows("reward", traj.reward, env.name, first_trajectory, traj.time, traj.episode)
     checks.finite_rows("observation", traj.obs, env.name, first_trajectory, traj.time, traj.episode)
@@ -111,6 +119,8 @@ def _assemble(
     terminated: torch.Tensor,
     last_obs: torch.Tensor,
     last_state: torch.Tensor | None,
+    saved: list[Saved],
+    last_saved: Saved | None,
     env: Environment,
 ) -> Trajectories:
     """Put time-major pieces into flat episodes: step t of episode i is row offsets[i] + t."""
@@ -119,6 +129,7 @@ def _assemble(
     offsets = torch.zeros(n + 1, dtype=torch.int64, device=terminated.device)
     torch.cumsum(torch.bincount(episode, minlength=n), 0, out=offsets[1:])
     rows = offsets[episode] + torch.arange(steps.shape[0], device=steps.device).repeat_interleave(steps)
+    states = Snapshots(capabilities.put(None, rows, capabilities.cat(saved), len(rows)), last_saved) if saved else None
     joined = {name: torch.cat(parts) for name, parts in pieces.items() if name != "episode"}
     spent = joined.pop("spent", None)
     return Trajectories(
@@ -131,6 +142,7 @@ def _assemble(
         last_state=last_state,
         env=env.name,
         spent=None if spent is None else torch.zeros_like(offsets[:-1]).index_add_(0, episode, spent),
+        snapshots=states,
     )
 
 
@@ -200,6 +212,7 @@ def parts(
     cut: int | None = None,
     device: torch.device | str = "cpu",
     group: int = 1,
+    snapshots: bool = False,
 ) -> Iterator[tuple[int, Trajectories]]:
     """Sample a stream block by block, part by part.
 
@@ -212,6 +225,7 @@ def parts(
         cut: L, where sampling ends.
         device: where tensors live.
         group: how many consecutive episodes begin in one state.
+        snapshots: whether to save the state of the world at every step.
 
     Yields:
         (index of the block within the layout, trajectories of one part), in stream order.
@@ -221,7 +235,6 @@ def parts(
     for b in range(layout.blocks):
         for draw in layout.parts(b):
             seed = streams.sequence(stream, draw.block, draw.part)
-            yield b, rollout(
-                env, policy, draw.n, seed, cut=cut, simulator=simulator, device=device, first_trajectory=first, group=group
-            )
+            same = {"cut": cut, "simulator": simulator, "device": device, "group": group, "snapshots": snapshots}
+            yield b, rollout(env, policy, draw.n, seed, first_trajectory=first, **same)
             first += draw.n

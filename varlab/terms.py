@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from varlab import checks
+from varlab import checks, rng
 from varlab.estimators.base import Batch, Estimator, weight
 from varlab.estimators.nodes import NodeEstimator, StateEstimator, node_weight, step_weight, with_nodes
 from varlab.scores.base import BatchScores, ScoreMap
@@ -262,4 +262,8 @@ def _run(traj: Trajectories, i: int, j: int) -> Trajectories:
     rows = {name: x[a:b] for name in ("obs", "action", "reward", "state") if (x := getattr(traj, name)) is not None}
     ends = ("terminated", "truncated", "last_obs", "last_state", "spent")
     rows |= {name: x[i:j] for name in ends if (x := getattr(traj, name)) is not None}
-    return replace(traj, offsets=traj.offsets[i : j + 1] - a, nodes=None, **rows)
+    # Branches from a piece have random numbers of their own, those from a whole part have the part's.
+    whole = traj.seed is None or j - i == len(traj)
+    seed = traj.seed if whole else rng.descend(traj.seed, i)
+    saved = traj.snapshots and traj.snapshots.run(slice(a, b), slice(i, j))
+    return replace(traj, offsets=traj.offsets[i : j + 1] - a, nodes=None, snapshots=saved, seed=seed, **rows)

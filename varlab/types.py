@@ -1,4 +1,4 @@
-"""Frozen records that pass between rooms, and the capabilities a world may have.
+"""Frozen records that pass between rooms; the capabilities a world may have come from :mod:`varlab.capabilities`.
 
 Shape letters used everywhere: N trajectories, T time steps (padded), M = Σ T_i steps (flat), K choices of Φ,
 P policy parameters, B blocks, S states, A actions, O outcomes of one state-action pair.
@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from varlab import checks
+from varlab.capabilities import Cloneable, Simulator, Snapshots
+
+__all__ = ["Chunk", "Cloneable", "Moments", "Nodes", "Reference", "Simulator", "Snapshots", "Trajectories", "Values"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Trajectories:
         nodes: further actions at every step, where an estimator asks for them, else None.
         spent: [N] int64, environment steps that each episode cost where one step of it is many (an episode of an inner world),
             else None: as many as its rows.
+        snapshots: states of the world to go on from, where they were saved, else None.
+        seed: of the random numbers they were drawn with; branches take theirs from it. None if not drawn.
     """
 
     obs: Tensor
@@ -75,6 +79,8 @@ class Trajectories:
     env: str = "environment"
     nodes: Nodes | None = None
     spent: Tensor | None = None
+    snapshots: Snapshots | None = None
+    seed: np.random.SeedSequence | None = None
 
     def __len__(self) -> int:
         """Return the number of trajectories N."""
@@ -146,7 +152,8 @@ class Trajectories:
         names = ("obs", "action", "reward", "terminated", "truncated", "last_obs", "state", "last_state", "spent")
         length = torch.cat([t.length for t in made])
         offsets = torch.cat([length.new_zeros(1), length.cumsum(0)])
-        return replace(first, offsets=offsets, nodes=None, **{name: cat(name) for name in names})
+        saved = None if first.snapshots is None else Snapshots.join([t.snapshots for t in made])
+        return replace(first, offsets=offsets, nodes=None, snapshots=saved, **{name: cat(name) for name in names})
 
     def to(self, device: torch.device | str) -> Trajectories:
         """Return the same record with every tensor on ``device``."""
@@ -181,7 +188,9 @@ class Values:
         q: [M] float64, Q_t(s_t, a_t), or None.
         q_nodes: [M, J] float64, Q_t(s_t, a_tj) at the trajectories' nodes, or None.
         q_slope: [M, D] float64, ∂Q_t(s_t, a)/∂a at the mean action, or None.
-        source: ``exact``, ``critic:<digest>`` or a user's name.
+        v_se: [M] float64, standard error of v given s_t where v is a mean of samples (NaN of a single one), else None.
+        q_se: [M] float64, standard error of q given s_t and a_t, likewise.
+        source: ``exact``, ``critic:<digest>``, ``cloning(m=10)`` or a user's name.
         steps: environment steps spent to obtain them.
     """
 
@@ -191,6 +200,8 @@ class Values:
     q: Tensor | None = None
     q_nodes: Tensor | None = None
     q_slope: Tensor | None = None
+    v_se: Tensor | None = None
+    q_se: Tensor | None = None
     source: str = "none"
     steps: int = 0
 
@@ -312,20 +323,3 @@ class Reference:
     def exact(self) -> bool:
         """Whether the gradient carries no sampling error."""
         return self.block_mean is None
-
-
-@runtime_checkable
-class Simulator(Protocol):
-    """One batch of independent episodes, stepped together; finished ones are dropped by :meth:`keep`.
-
-    It may have an attribute ``spent`` [n] int64: environment steps of an inner world that the last step took.
-    """
-
-    def reset(self, n: int, seed: np.random.SeedSequence, group: int = 1) -> Tensor:
-        """Begin n episodes, each ``group`` consecutive ones in one state, and return their observations [n, ...]."""
-
-    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Advance the live episodes; return observation [n, ...], reward [n] float64, terminated [n] bool."""
-
-    def keep(self, alive: Tensor) -> None:
-        """Drop the episodes where ``alive`` [n] is False."""

@@ -229,6 +229,19 @@ class FiniteSimulator:
         """Drop finished episodes."""
         self.state = self.state[alive]
 
+    def save(self) -> Tensor:
+        """Return the states of the live episodes, [n]."""
+        return self.state
+
+    def restore(self, saved: Tensor, seed: np.random.SeedSequence) -> None:
+        """Go on from states [n]."""
+        self.state = saved
+        self.reseed(seed)
+
+    def reseed(self, seed: np.random.SeedSequence) -> None:
+        """Draw outcomes from ``seed`` from now on."""
+        self.generator = rng.torch_generator(seed, self.device)
+
 
 def environment(mdp: FiniteMDP, horizon: int, name: str = "FiniteMDP") -> Environment:
     """Return a finite MDP as an :class:`Environment` with H = ``horizon``."""

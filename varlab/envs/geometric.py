@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from varlab import checks, rng
+from varlab.capabilities import Saved
 from varlab.envs.base import Environment
 from varlab.envs.finite import FiniteSimulator
 from varlab.types import Simulator
@@ -23,15 +24,18 @@ class GeometricSimulator:
 
     def reset(self, n: int, seed: np.random.SeedSequence, group: int = 1) -> Tensor:
         """Begin n episodes (the endings have a generator of their own) and return their observations."""
-        world, endings = rng.children(seed, 2)
-        self.generator = rng.torch_generator(endings, self.device)
-        return self.inner.reset(n, world, group)
+        return self.inner.reset(n, self._split(seed), group)
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Advance the live episodes, end each with probability 1 − γ; return observation, reward, termination."""
         obs, reward, terminated = self.inner.step(action)
         u = torch.rand(reward.shape[0], generator=self.generator, device=self.device, dtype=torch.float64)
         return obs, reward, terminated | (u >= self.gamma)
+
+    @property
+    def snapshots_at_once(self) -> int | None:
+        """How many states may be kept at once, if the inner world tells."""
+        return getattr(self.inner, "snapshots_at_once", None)
 
     @property
     def cut_short(self) -> list[bool] | None:
@@ -46,6 +50,23 @@ class GeometricSimulator:
     def keep(self, alive: Tensor) -> None:
         """Drop finished episodes."""
         self.inner.keep(alive)
+
+    def save(self) -> Saved:
+        """Return the inner states: when an episode ends does not depend on how long it lasted."""
+        return self.inner.save()
+
+    def restore(self, saved: Saved, seed: np.random.SeedSequence) -> None:
+        """Go on from inner states."""
+        self.inner.restore(saved, self._split(seed))
+
+    def reseed(self, seed: np.random.SeedSequence) -> None:
+        """Draw the inner world's numbers and the endings from ``seed`` from now on."""
+        self.inner.reseed(self._split(seed))
+
+    def _split(self, seed: np.random.SeedSequence) -> np.random.SeedSequence:
+        world, endings = rng.children(seed, 2)
+        self.generator = rng.torch_generator(endings, self.device)
+        return world
 
 
 def with_termination(env: Environment, gamma: float) -> Environment:

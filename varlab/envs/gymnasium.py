@@ -13,6 +13,7 @@ from torch import Tensor
 
 from varlab import checks, rng
 from varlab.envs.base import starts
+from varlab.envs.snapshots import Form, form_of
 
 #: Larger than any horizon: Gymnasium's own time limit is replaced by varlab's.
 NO_LIMIT = 2**31 - 1
@@ -55,6 +56,18 @@ class CartPoleSimulator:
             # What batch_space gives, without copying its random generator at every step.
             env.action_space = gymnasium.spaces.MultiDiscrete(np.full(env.num_envs, env.single_action_space.n))
 
+    def save(self) -> Tensor:
+        """Return the states of the live episodes, [n, 4] float64."""
+        return torch.from_numpy(self.env.state.T.copy()).to(self.device)
+
+    def restore(self, saved: Tensor, seed: np.random.SeedSequence) -> None:
+        """Go on from states [n, 4]; nothing is random after the start."""
+        self.env = CartPoleVectorEnv(num_envs=len(saved), max_episode_steps=NO_LIMIT, **self.kwargs)
+        self.env.state = saved.cpu().numpy().T.copy()
+
+    def reseed(self, seed: np.random.SeedSequence) -> None:
+        """Nothing is random after the start."""
+
 
 class EpisodeSimulator:
     """Any Gymnasium environment, one instance per live episode; each episode has a seed of its own.
@@ -67,6 +80,7 @@ class EpisodeSimulator:
         """Keep the id and keyword arguments; instances are made on first use and used again."""
         self.env_id, self.device, self.kwargs = env_id, device, kwargs
         self.pool: list[gymnasium.Env] = []
+        self.form: Form | None = None
 
     def _observe(self, rows: list[object]) -> Tensor:
         return torch.from_numpy(np.asarray(rows)).to(self.device)
@@ -85,20 +99,47 @@ class EpisodeSimulator:
         Returns:
             Their observations.
         """
-        while len(self.pool) < n:
-            self.pool.append(make_unlimited(self.env_id, **self.kwargs))
-        self.live = self.pool[:n]
-        self.episode = np.arange(n)
-        space = self.live[0].action_space
-        self.bounds = (space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else None
+        self._take(n)
         count = starts(n, group)
         first, later = (seed, None) if group == 1 else rng.children(seed, 2)
         seeds = first.generate_state(count, np.uint64).repeat(group)
-        self.time = 0
         obs = [_begin(env, int(s)) for env, s in zip(self.live, seeds, strict=True)]
         if later is not None:
             part_ways(self.env_id, self.live, obs, rng.children(later, n), group)
         return self._observe(obs)
+
+    def _take(self, n: int) -> None:
+        """Make n instances the live ones."""
+        while len(self.pool) < n:
+            self.pool.append(make_unlimited(self.env_id, **self.kwargs))
+        self.live = self.pool[:n]
+        space = self.pool[0].action_space
+        self.bounds = (space.low, space.high) if isinstance(space, gymnasium.spaces.Box) else None
+        self.time = 0
+        self.form = self.form or form_of(self.pool[0])
+
+    @property
+    def snapshots_at_once(self) -> int | None:
+        """How many states may be kept at once; None for any number."""
+        return self.form and self.form.at_once
+
+    def save(self) -> np.ndarray:
+        """Return the states of the live episodes, [n] objects."""
+        out = np.empty(len(self.live), dtype=object)
+        for i, env in enumerate(self.live):
+            out[i] = self.form.save(env)
+        return out
+
+    def restore(self, saved: np.ndarray, seed: np.random.SeedSequence) -> None:
+        """Go on from states [n]; each episode has a seed of its own."""
+        self._take(len(saved))
+        seeds = seed.generate_state(len(saved), np.uint64)
+        self.live = [self.form.restore(*each) for each in zip(self.live, saved, seeds.tolist(), strict=True)]
+
+    def reseed(self, seed: np.random.SeedSequence) -> None:
+        """Give each live episode the seed that :meth:`restore` would."""
+        for env, s in zip(self.live, seed.generate_state(len(self.live), np.uint64).tolist(), strict=True):
+            self.form.reseed(env, s)
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Advance the live episodes by one step; return observation, reward, termination.

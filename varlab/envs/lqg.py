@@ -146,6 +146,19 @@ class LQGSimulator:
         """Drop episodes that another rule ended."""
         self.state = self.state[alive]
 
+    def save(self) -> Tensor:
+        """Return the states of the live episodes, [n, S]."""
+        return self.state
+
+    def restore(self, saved: Tensor, seed: np.random.SeedSequence) -> None:
+        """Go on from states [n, S]."""
+        self.state = saved
+        self.reseed(seed)
+
+    def reseed(self, seed: np.random.SeedSequence) -> None:
+        """Draw noise from ``seed`` from now on."""
+        self.generator = rng.torch_generator(seed, self.device)
+
 
 @dataclass(frozen=True)
 class LQG(Environment):
