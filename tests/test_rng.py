@@ -24,7 +24,7 @@ def test_every_root_stream_block_and_part_has_its_own_numbers():
 def test_stream_numbers_stay_as_they_are():
     assert rng.STREAMS == {
         "rollout": 0, "reference": 1, "critic": 2, "pilot": 3, "branch": 4, "bootstrap": 5, "theta": 6, "fit": 7,
-        "train": 8, "train_first": 9, "train_fit": 10, "learning_curve": 11,
+        "train": 8, "train_first": 9, "train_fit": 10, "learning_curve": 11, "error": 12,
     }  # fmt: skip
     assert rng.Streams(7).sequence("pilot", 4, 2).spawn_key == (3, 4, 2)
 

@@ -18,7 +18,7 @@ from varlab import checks
 #: Numbers are part of every result: append, never renumber.
 STREAMS = {
     "rollout": 0, "reference": 1, "critic": 2, "pilot": 3, "branch": 4, "bootstrap": 5, "theta": 6, "fit": 7,
-    "train": 8, "train_first": 9, "train_fit": 10, "learning_curve": 11,
+    "train": 8, "train_first": 9, "train_fit": 10, "learning_curve": 11, "error": 12,
 }  # fmt: skip
 
 
