@@ -39,7 +39,7 @@ class Cloneable(Protocol):
     it is whatever the simulators do that it came from or went into.
     """
 
-    def save(self) -> Saved:
+    def snapshot(self) -> Saved:
         """Return the states of the live episodes, [n, ...] numbers or [n] objects."""
 
     def restore(self, saved: Saved, seed: np.random.SeedSequence) -> None:

@@ -89,7 +89,11 @@ def measure(
             discount_weighting: whether step t is weighted by γ^t (True).
             cut: L ≤ H, where sampling ends (H).
             at_cut: terminal, bootstrap or wrong_state: what follows an episode alive at the cut (bootstrap).
-            values: auto (exact on finite MDPs, else critic), exact, critic, or a function of trajectories (auto).
+            values: auto (exact where they are known, else critic), exact, critic, cloning (branches from the visited states),
+                or a function of trajectories (auto).
+            continuations: m branches from each state where values=cloning (10).
+            values_error: ε of a fixed error of unit norm that is added to the values (0).
+            error_seed: of that error (0).
             critic: :class:`~varlab.values.CriticSettings`.
             reference: auto (exact on finite MDPs, else sampled), exact, sampled, or a Reference (auto).
             n_reference: trajectories of a sampled reference; chosen from the pilot if None.
@@ -176,11 +180,11 @@ def _rollout(job: Preparation, pilot: Pilot, references: Mapping[str, Reference]
     )
     if sentence:
         log.warning(sentence)
-    layout, unit = Layout(n, BLOCKS, job.part_size(n, pilot.mean_length), unit=job.unit), job.unit
+    layout, unit = Layout(n, BLOCKS, job.part_size(n, pilot.mean_length, saved=job.snapshots), unit=job.unit), job.unit
     directions = torch.stack([torch.from_numpy(r.grad) for r in references.values()]).to(job.device)
     blocks = [Block(pilot.center, directions, comparator, per_parameter) for _ in range(BLOCKS)]
     done = 0
-    same = {"cut": options["cut"], "device": job.device, "group": job.group}
+    same = {"cut": options["cut"], "device": job.device, "group": job.group, "snapshots": job.snapshots}
     for b, traj in parts(job.env, job.behaviour, layout, Streams(job.seed), "rollout", **same):
         norm_sq = torch.empty(len(traj) // unit, len(labels), dtype=torch.float64, device=job.device)
         dot = norm_sq.new_empty(*norm_sq.shape, len(references))
@@ -193,6 +197,8 @@ def _rollout(job: Preparation, pilot: Pilot, references: Mapping[str, Reference]
         job.progress("rollout", done, n)
     moments = collect(blocks, labels, comparator=comparator, unit=unit)
     job.steps["rollout"] = int(moments.steps.sum())
+    if job.snapshots:
+        job.steps["branch"] += job.source.steps
     return moments, [sentence] if sentence else []
 
 

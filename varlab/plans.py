@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -46,6 +47,9 @@ def plan(
     cut: int | None = None,
     at_cut: str = "bootstrap",
     values: str | Callable[[Trajectories, frozenset[str]], Values] = "auto",  # noqa: A002
+    continuations: int = 10,
+    values_error: float = 0.0,
+    error_seed: int = 0,
     critic: CriticSettings | None = None,
     reference: str | Reference = "auto",
     n_reference: int | None = None,
@@ -103,7 +107,11 @@ def plan(
             f"A cut of at most the horizon {env.horizon} was expected, but cut={cut}; lower it or leave it out."
         )
     if isinstance(values, str):
-        checks.one_of("source of values", values, ("auto", "exact", "critic"))
+        checks.one_of("source of values", values, ("auto", "exact", "critic", "cloning"))
+    continuations = checks.positive_int("values.m", continuations)
+    error_seed = checks.positive_int("values.error_seed", error_seed, 0)
+    values_error = checks.in_range("values.error", values_error, 0.0, sys.float_info.max)
+
     if isinstance(reference, str):
         checks.one_of("reference", reference, ("auto", "exact", "sampled"))
     for what, given in (("values", values), ("reference", reference)):
@@ -131,10 +139,12 @@ def plan(
     }  # fmt: skip
     # Only where they are used, so that they change no other digest.
     units = {"group_size": group_size, "groups": groups, "shared_start": bool(shared_start)} if group_size * groups > 1 else {}
+    dials: dict[str, object] = {"continuations": continuations} if isinstance(values, str) and values == "cloning" else {}
+    dials |= {"values_error": values_error, "error_seed": error_seed} if values_error else {}
     acting = {}
     if behaviour is not None:
         acting["behaviour"] = [str(behaviour), {k: v.detach() for k, v in behaviour.state_dict().items()}]
-    critic_settings = {k: v for k, v in vars(critic).items() if k != "init"}
+    critic_settings = {k: v for k, v in vars(critic).items() if k != "init" and (k, v) != ("steps", None)}
     critic_settings["hidden"] = list(critic.hidden)
     critic_settings["init"] = None if critic.init is None else {k: torch.as_tensor(v) for k, v in critic.init.items()}
     settings = {
@@ -151,12 +161,14 @@ def plan(
         "blocks": BLOCKS,
         **options,
         **units,
+        **dials,
         **acting,
     }
     objects = {
         "group_size": group_size, "groups": groups, "shared_start": bool(shared_start), "behaviour": behaviour,
         "behaviour_label": "" if behaviour is None else behaviour_label or type(behaviour).__name__,
-        "values": values, "reference": reference, "critic": critic, "chunk": chunk, "device": torch.device(device),
+        "values": values, "continuations": continuations, "values_error": values_error, "error_seed": error_seed,
+        "reference": reference, "critic": critic, "chunk": chunk, "device": torch.device(device),
         "theta": theta, "env_label": env_label or env.name, "policy_label": policy_label or type(policy).__name__,
     }  # fmt: skip
     return Plan(env, policy, chosen, settings, storage.digest(settings), {**options, **objects})

@@ -23,7 +23,7 @@ from varlab.plans import BLOCKS, Plan
 from varlab.rng import Streams
 from varlab.rollout import parts
 from varlab.scores.base import BatchScores
-from varlab.sources import Sources, ValueSource
+from varlab.sources import Sources, ValueSource, cost
 from varlab.terms import JoinedScores, Terms, TransformedScores
 from varlab.types import Reference, Trajectories, Values
 from varlab.values import exact as exact_values
@@ -92,28 +92,32 @@ class Preparation:
         self.maps = [self.scores]
         same = (plan.env, self.double_policy(), self.options, self._critic_stream, self.dtype, self.device)
         self.sources = Sources(*same)
-        values = self.options["values"]
-        if not isinstance(values, str):
-            self.source = values
-        else:
-            self.source = self.sources.of(self.gamma, self.critic_seed) if self.need else None
+        given = isinstance(self.options["values"], str)
+        self.source = self.sources.measured(self.gamma, self.critic_seed) if self.need or not given else None
         self.phi = self._fit()
         self.matrices = terms.matrices(self.phi)
 
     # Sampling and layout.
 
-    def part_size(self, n: int, mean_length: float | None = None) -> int:
-        """Episodes simulated together: many, but of bounded memory."""
+    def part_size(self, n: int, mean_length: float | None = None, *, saved: bool = False) -> int:
+        """Episodes simulated together: many, but of bounded memory, that of ``saved`` states included."""
         if self.options["part_size"] is not None:
             return self.options["part_size"]
-        return max(1, min(self.env.part_size, n, int(STEPS_PER_PART / (mean_length or self.env.horizon))))
+        kept = getattr(self.source, "snapshots_at_once", None) if saved else None
+        return max(1, min(self.env.part_size, n, int((kept or STEPS_PER_PART) / (mean_length or self.env.horizon))))
+
+    @property
+    def snapshots(self) -> bool:
+        """Whether values branch off from states that were saved along the trajectories."""
+        return getattr(self.source, "snapshots", False)
 
     def _sample(self, stream: str, n: int, seed: int, block: int = 0, in_units: bool = False) -> Trajectories:
         """Sample a small stream as one block and join its parts; only the measurement and its pilot are cut."""
         cut = self.options["cut"] if stream == "pilot" else None
         group, unit = (self.group, self.unit) if in_units else (1, 1)
-        layout = Layout(n, 1, self.part_size(n), block, unit)
-        same = {"cut": cut, "device": self.device, "group": group}
+        saved = in_units and self.snapshots
+        layout = Layout(n, 1, self.part_size(n, saved=saved), block, unit)
+        same = {"cut": cut, "device": self.device, "group": group, "snapshots": saved}
         return Trajectories.join([t for _, t in parts(self.env, self.behaviour, layout, Streams(seed), stream, **same)])
 
     def _critic_stream(self, seed: int) -> Trajectories:
@@ -169,7 +173,8 @@ class Preparation:
     @property
     def critic(self) -> Critic | None:
         """The critics that the measurement itself uses, or None."""
-        return self.source if isinstance(self.source, Critic) else None
+        base = getattr(self.source, "base", self.source)
+        return base if isinstance(base, Critic) else None
 
     @property
     def independent(self) -> bool:
@@ -193,9 +198,9 @@ class Preparation:
 
     def value_steps(self) -> list[int]:
         """[K] environment steps that each Φ's values and fitted numbers cost."""
-        spent = getattr(self.source, "steps", 0)
         stream = self.sources.streams[self.critic_seed].cost if self.critic_seed in self.sources.streams else 0
-        return [max(spent if e.needs | self.cut_needs else 0, stream if e.fits and e.reads_stream else 0) for e in self.phi]
+        spent = [cost(self.source, e, self.nodes, bool(self.cut_needs)) for e in self.phi]
+        return [max(own, stream if e.fits and e.reads_stream else 0) for e, own in zip(self.phi, spent, strict=True)]
 
     def read(self, traj: Trajectories, asks: frozenset[str]) -> Batch:
         """Return what a Φ reads: the trajectories and the values asked for."""
@@ -258,6 +263,8 @@ class Preparation:
         for index, batch_scores, phi in self.chunks(self.terms(traj, sampled) if self.nodes else made):
             norm_sq, _ = block.add(batch_scores, phi)
             self.check_gradient(norm_sq[:, :k], index, "pilot trajectory" if self.unit == 1 else "pilot unit")
+        if hasattr(self.source, "restart"):
+            self.steps["branch"] = self.source.restart()  # the pilot's branches are no part of an estimator's cost
         variance = block.norm_sq / (n - 1)
         reference_variance = {name: float(variance[k + i]) for i, name in enumerate(sampled)}
         kurtosis = n * block.fourth / block.norm_sq**2
@@ -302,7 +309,7 @@ class Preparation:
         n = self.options["n_reference"] or self._reference_size(pilot, objective)
         settings |= {k: self.plan.settings[k] for k in ("critic", "device", "part_size")}
         settings["critic"] = {**settings["critic"], "seed": seed}
-        settings["values"] = self.options["values"] if isinstance(self.options["values"], str) else "auto"
+        settings["values"] = self.options["values"] if self.options["values"] in ("exact", "critic") else "auto"
         if "behaviour" in self.plan.settings:  # the reference's critic is fitted on what it did
             settings["behaviour"] = self.plan.settings["behaviour"]
         digest = storage.digest({**settings, "gamma": gamma, "seed": seed, "n": n, "phi": phi.label})

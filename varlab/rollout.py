@@ -80,7 +80,7 @@ def rollout(
         if hidden_state:
             pieces["state"].append(simulator.state)
         if snapshots:
-            saved.append(simulator.save())
+            saved.append(simulator.snapshot())
         seen, (obs, reward, end) = obs, simulator.step(action)
         if (spent := getattr(simulator, "spent", None)) is not None:
             pieces.setdefault("spent", []).append(spent)
@@ -104,7 +104,7 @@ def rollout(
         last_state = None
     elif not hidden_state:
         pieces["state"], last_state = pieces["obs"], last_obs
-    last_saved = capabilities.put(None, live, simulator.save(), n) if snapshots and length < env.horizon else None
+    last_saved = capabilities.put(None, live, simulator.snapshot(), n) if snapshots and length < env.horizon else None
     traj = replace(_assemble(pieces, n, terminated, last_obs, last_state, saved, last_saved, env), seed=seed)
     # Checked once for the whole part: a NaN cannot leave the episode in which it arose.
     checks.finite_rows("reward", traj.reward, env.name, first_trajectory, traj.time, traj.episode)

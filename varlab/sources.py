@@ -1,4 +1,4 @@
-"""Where a measurement's values come from: exact recursions or critics, each on a stream of its own."""
+"""Where a measurement's values come from: exact recursions, critics on a stream of their own, or branches from saved states."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from varlab import storage, values
+from varlab import policies, storage, values
 from varlab.envs.base import Environment
-from varlab.estimators.base import Batch
+from varlab.estimators.base import Batch, Estimator
+from varlab.estimators.nodes import NodeEstimator
 from varlab.rng import Streams
 from varlab.types import Trajectories, Values
 from varlab.values import exact as exact_values
+from varlab.values.cloning import Cloning
 from varlab.values.critic import Critic
+from varlab.values.error import with_error
 
 #: (trajectories, names asked for) → values; ``source`` is its name in rows, ``steps`` the environment steps it has cost.
 ValueSource = Callable[[Trajectories, frozenset[str]], Values]
@@ -41,9 +44,9 @@ class Sources:
         Args:
             env: the world.
             policy: the policy whose values they are, in float64.
-            options: ``values`` and ``critic`` of a plan.
+            options: of a plan: ``values``, ``critic``, and what dials them.
             sample: root seed → critic stream.
-            dtype: of critics.
+            dtype: of critics, and of the policy in branches.
             device: where values are looked up.
         """
         self.env, self.policy, self.options, self.dtype, self.device = env, policy, options, dtype, device
@@ -57,9 +60,32 @@ class Sources:
             self.streams[seed] = self._sample(seed)
         return self.streams[seed]
 
+    def measured(self, gamma: float, seed: int) -> ValueSource:
+        """Return the source that the measured Φ look values up in: as the plan says, with the error that it asks for.
+
+        Args:
+            gamma: γ.
+            seed: root seed of the critic stream.
+
+        Returns:
+            The source, which may draw afresh for every trajectory.
+        """
+        given, error = self.options["values"], self.options["values_error"]
+        base = given
+        if given == "cloning":
+            policy = policies.prepare(self.policy, self.dtype, self.device)
+            m, at_cut = self.options["continuations"], self.options["at_cut"]
+            base = Cloning(self.env, policy, m, gamma=gamma, at_cut=at_cut, device=self.device)
+        elif isinstance(given, str):
+            base = self.of(gamma, seed)
+        if error == 0.0:
+            return base
+        same = {"env": self.env, "policy": self.policy, "device": self.device}
+        return with_error(base, error, self.options["error_seed"], stream=lambda: self.critic_stream(seed), **same)
+
     def of(self, gamma: float, seed: int) -> ValueSource:
-        """Return the source of values for discount γ: exact, or critics fitted on the stream of ``seed``."""
-        wanted = self.options["values"] if isinstance(self.options["values"], str) else "auto"
+        """Return the best that a reference can have for discount γ: exact values, or critics fitted on the stream of ``seed``."""
+        wanted = self.options["values"] if self.options["values"] in ("exact", "critic") else "auto"
         if wanted == "exact" or (wanted == "auto" and exact_values.applies(self.env, self.policy)):
             return exact_values.source(self.env, self.policy, gamma, self.device)
         if (seed, gamma) not in self.critics:
@@ -70,3 +96,23 @@ class Sources:
                 self.env, traj, target, self.options["critic"], sequence, storage.digest, self.dtype
             )
         return self.critics[seed, gamma]
+
+
+def cost(source: ValueSource | None, estimator: Estimator, nodes: Mapping[int, int], at_cut: bool) -> int:
+    """Return the environment steps that the values of one Φ have cost.
+
+    Args:
+        source: of values: branches are charged to what asks for them, the data of a critic to whatever needs it.
+        estimator: the choice of Φ.
+        nodes: number of nodes asked for → J.
+        at_cut: whether a rule looks up V at the cut.
+
+    Returns:
+        Steps.
+    """
+    spent = getattr(source, "spent", None)
+    if spent is None:
+        return getattr(source, "steps", 0) if estimator.needs or at_cut else 0
+    nodes_name = f"q_nodes[{nodes[estimator.nodes]}]" if isinstance(estimator, NodeEstimator) else "q_nodes"
+    names = {nodes_name if name == "q_nodes" else name for name in estimator.asks}
+    return sum(spent[name] for name in names | ({"v_last", "v_stale"} if at_cut else set()))

@@ -229,7 +229,7 @@ class FiniteSimulator:
         """Drop finished episodes."""
         self.state = self.state[alive]
 
-    def save(self) -> Tensor:
+    def snapshot(self) -> Tensor:
         """Return the states of the live episodes, [n]."""
         return self.state
 

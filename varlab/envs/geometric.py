@@ -51,9 +51,9 @@ class GeometricSimulator:
         """Drop finished episodes."""
         self.inner.keep(alive)
 
-    def save(self) -> Saved:
+    def snapshot(self) -> Saved:
         """Return the inner states: when an episode ends does not depend on how long it lasted."""
-        return self.inner.save()
+        return self.inner.snapshot()
 
     def restore(self, saved: Saved, seed: np.random.SeedSequence) -> None:
         """Go on from inner states."""

@@ -56,7 +56,7 @@ class CartPoleSimulator:
             # What batch_space gives, without copying its random generator at every step.
             env.action_space = gymnasium.spaces.MultiDiscrete(np.full(env.num_envs, env.single_action_space.n))
 
-    def save(self) -> Tensor:
+    def snapshot(self) -> Tensor:
         """Return the states of the live episodes, [n, 4] float64."""
         return torch.from_numpy(self.env.state.T.copy()).to(self.device)
 
@@ -123,11 +123,11 @@ class EpisodeSimulator:
         """How many states may be kept at once; None for any number."""
         return self.form and self.form.at_once
 
-    def save(self) -> np.ndarray:
+    def snapshot(self) -> np.ndarray:
         """Return the states of the live episodes, [n] objects."""
         out = np.empty(len(self.live), dtype=object)
         for i, env in enumerate(self.live):
-            out[i] = self.form.save(env)
+            out[i] = self.form.snapshot(env)
         return out
 
     def restore(self, saved: np.ndarray, seed: np.random.SeedSequence) -> None:

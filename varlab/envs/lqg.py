@@ -146,7 +146,7 @@ class LQGSimulator:
         """Drop episodes that another rule ended."""
         self.state = self.state[alive]
 
-    def save(self) -> Tensor:
+    def snapshot(self) -> Tensor:
         """Return the states of the live episodes, [n, S]."""
         return self.state
 

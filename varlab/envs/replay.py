@@ -62,7 +62,7 @@ def _difference(env: Environment, simulator: Cloneable, device: torch.device) ->
     live = int((~played[-1][2]).sum()) if played else EPISODES
     if live == 0:
         return "two episodes with the same seed and actions differ"
-    saved, steps = original.save(), min(COMPARED, env.horizon - before)
+    saved, steps = original.snapshot(), min(COMPARED, env.horizon - before)
 
     def go_on() -> Record:
         copied.restore(saved, world)
@@ -82,7 +82,7 @@ def _difference(env: Environment, simulator: Cloneable, device: torch.device) ->
 def _play(
     simulator: Simulator, env: Environment, live: int, steps: int, seed: np.random.SeedSequence, device: torch.device
 ) -> Record:
-    """Take up to ``steps`` random actions in each of ``live`` episodes; return (observation, reward, termination) of each step."""
+    """Take up to ``steps`` random actions in ``live`` episodes; return (observation, reward, termination) of each step."""
     generator, made = rng.numpy_generator(seed), []
     for _ in range(steps):
         obs, reward, end = simulator.step(_actions(env.action_space, live, generator).to(device))

@@ -33,7 +33,7 @@ class Form(Protocol):
 
     at_once: int | None
 
-    def save(self, env: gymnasium.Env) -> object:
+    def snapshot(self, env: gymnasium.Env) -> object:
         """Return the state of ``env``, untouched by what ``env`` does next."""
 
     def restore(self, env: gymnasium.Env, saved: object, seed: int) -> gymnasium.Env:
@@ -52,7 +52,7 @@ class Attributes:
         """Keep the names of the attributes."""
         self.names = names
 
-    def save(self, env: gymnasium.Env) -> tuple[object, ...]:
+    def snapshot(self, env: gymnasium.Env) -> tuple[object, ...]:
         """Copy the attributes; their dtype is part of the state, as sums are rounded in it."""
         return tuple(copy.copy(getattr(env.unwrapped, name)) for name in self.names)
 
@@ -78,7 +78,7 @@ class MujocoData(Attributes):
         """No attributes beside it."""
         super().__init__(())
 
-    def save(self, env: gymnasium.Env) -> object:
+    def snapshot(self, env: gymnasium.Env) -> object:
         """Copy the data."""
         import mujoco  # an extra; whoever has such an environment has it
 
@@ -101,7 +101,7 @@ class DeepCopy:
 
     at_once = LARGE
 
-    def save(self, env: gymnasium.Env) -> gymnasium.Env:
+    def snapshot(self, env: gymnasium.Env) -> gymnasium.Env:
         """Copy the environment."""
         return copy.deepcopy(env)
 

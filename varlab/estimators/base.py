@@ -138,6 +138,8 @@ class Estimator(ABC):
         fits: whether :meth:`fit` takes numbers from the critic stream.
         reads_stream: whether :meth:`fit` reads the trajectories of the critic stream, which are then part of its cost.
         batchwise: whether Φ is a function of a unit of several trajectories.
+        linear: whether Φ (with what follows a cut) is linear in V and Q, so that it has the mean of exact values wherever values
+            have theirs.
         target: one of :data:`TARGETS`.
         off_policy: whether its claim holds where another policy took the actions.
         formula: for tables.
@@ -151,6 +153,7 @@ class Estimator(ABC):
     fits: ClassVar[bool] = False
     reads_stream: ClassVar[bool] = True
     batchwise: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
     target: ClassVar[str] = "gradient"
     off_policy: ClassVar[bool] = False
     formula: ClassVar[str]

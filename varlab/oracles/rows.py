@@ -49,8 +49,14 @@ def exact_rows(
         One row for each Φ, None where no oracle applies; and a sentence if they were left out for their cost.
     """
     nothing: list[ExactRow | None] = [None] * len(phi)
-    tabular = env.finite is not None and (source is None or hasattr(source, "table"))
-    quadratic = linear_system(env) and type(policy) is Linear and cut is None and isinstance(source, QuadraticValues | None)
+    # Of values that are drawn, or known only where they are asked for, the oracles know nothing; a Φ without values needs none.
+    fits = hasattr(source, "table") if env.finite is not None else isinstance(source, QuadraticValues)
+    known = source is None or fits
+    if not known and cut is not None and at_cut != "terminal":
+        return nothing, ""
+    source = source if known else None
+    tabular = env.finite is not None
+    quadratic = linear_system(env) and type(policy) is Linear and cut is None
     if wanted is False or not (tabular or quadratic):
         return nothing, ""
     if tabular:
@@ -62,11 +68,11 @@ def exact_rows(
         return nothing, f"exact_variance is empty because it would take {cost:.0e} multiplications; set exact=true to have it."
     if tabular:
         world = world_of(env, policy, source, gamma, cut, at_cut)
-        known = [e.recursion(world) is not None and all(getattr(world, x) is not None for x in e.needs) for e in phi]
-        return [exact_row(world, e, discount_weighting) if k else None for e, k in zip(phi, known, strict=True)], ""
+        covered = [all(getattr(world, x) is not None for x in e.needs) and e.recursion(world) is not None for e in phi]
+        return [exact_row(world, e, discount_weighting) if k else None for e, k in zip(phi, covered, strict=True)], ""
     rows = list(nothing)
     for i, e in enumerate(phi):
-        if e.name in PHI:
+        if e.name in PHI and (known or not e.needs):
             one = gaussian(env, policy, [e], gamma=gamma, discount_weighting=discount_weighting, values=source)
             rows[i] = ExactRow(np.asarray(one.mean[0]), np.asarray(one.variance_per_parameter[0]))
     return rows, ""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from varlab import checks, rng
-from varlab.capabilities import Cloneable, Saved, take
+from varlab.capabilities import Cloneable, Saved, Snapshots, take
 from varlab.envs.base import Environment
 from varlab.envs.replay import check_replay
 from varlab.policies.base import sample
@@ -40,7 +40,7 @@ class Cloning:
     Attributes:
         source: ``cloning(m=10)``, the name that rows carry.
         snapshots: True: it needs saved states.
-        spent: ``v``, ``q``, … → environment steps that its branches have taken so far.
+        spent: ``v``, ``q``, … → environment steps that its branches have taken since :meth:`restart`; nodes as ``q_nodes[J]``.
     """
 
     snapshots = True
@@ -68,11 +68,19 @@ class Cloning:
         Raises:
             InputError: if m is not a positive whole number, or the world has no states that replay bit for bit.
         """
+        checks.in_range("gamma", gamma, 0.0, 1.0)
         self.env, self.policy, self.gamma, self.at_cut = env, policy, gamma, at_cut
         self.m, self.device = checks.positive_int("continuations", m), torch.device(device)
         self.simulator: Cloneable = check_replay(env, self.device)
         self.source = f"cloning(m={self.m})"
         self.spent: Counter[str] = Counter()
+        # What was made for the last trajectories, so that two Φ that ask for the same do not pay twice.
+        self._made: tuple[Snapshots | None, dict[str, tuple[Tensor, Tensor]]] = (None, {})
+
+    def restart(self) -> int:
+        """Count steps from 0 again; return how many there were."""
+        spent, self.spent = self.steps, Counter()
+        return spent
 
     @property
     def steps(self) -> int:
@@ -103,6 +111,8 @@ class Cloning:
                 "by rollout(…, snapshots=True)."
             )
         before, states, obs, time = self.steps, traj.snapshots.steps, traj.obs, traj.time
+        if self._made[0] is not traj.snapshots:
+            self._made = (traj.snapshots, {})
         out: dict[str, Tensor] = {}
         if "v" in need:
             out["v"], out["v_se"] = self._mean("v", traj.seed, states, obs, time)
@@ -112,10 +122,8 @@ class Cloning:
         if "q_nodes" in need:
             j = traj.nodes.weight.shape[1]
             rows = torch.arange(traj.steps, device=obs.device).repeat_interleave(j)
-            each = self._mean(
-                "q_nodes", rng.descend(traj.seed, j), states, obs, time, traj.nodes.action.flatten(0, 1), rows
-            )
-            out["q_nodes"] = each[0].view(-1, j)
+            first = traj.nodes.action.flatten(0, 1)
+            out["q_nodes"] = self._mean(f"q_nodes[{j}]", traj.seed, states, obs, time, first, rows)[0].view(-1, j)
         return Values(**out, source=self.source, steps=self.steps - before)
 
     def _after_cut(self, traj: Trajectories) -> dict[str, Tensor]:
@@ -143,7 +151,7 @@ class Cloning:
         """Estimate one value for each row, in tiles of many branches, each with random numbers of its own.
 
         Args:
-            purpose: what they are for.
+            purpose: what they are for; nodes say how many there are, ``q_nodes[J]``.
             seed: of the trajectories.
             states: saved states.
             obs: what the policy sees in them.
@@ -154,6 +162,10 @@ class Cloning:
         Returns:
             Mean [R] and standard error [R] over m continuations.
         """
+        if purpose in self._made[1]:
+            return self._made[1][purpose]
+        name, _, number = purpose.rstrip("]").partition("[")
+        key = (PURPOSES[name], int(number or 0))
         rows = torch.arange(len(time), device=time.device) if rows is None else rows
         total = torch.empty(len(rows), self.m, dtype=torch.float64, device=time.device)
         size = max(1, (TILE if isinstance(states, Tensor) else self.env.part_size) // self.m)
@@ -161,14 +173,14 @@ class Cloning:
             own = rows[first : first + size]
             many = own.repeat_interleave(self.m)
             begin = None if action is None else action[first : first + size].repeat_interleave(self.m, 0)
-            sequence = rng.branch(seed, PURPOSES[purpose], tile)
+            sequence = rng.branch(seed, *key, tile)
             made, steps = self._returns(take(states, many), obs[many], time[many], begin, sequence)
             total[first : first + size] = made.view(len(own), self.m)
             self.spent[purpose] += steps
         mean = total.mean(1)
-        if self.m == 1:
-            return mean, torch.full_like(mean, torch.nan)
-        return mean, total.std(1) / self.m**0.5
+        error = total.std(1) / self.m**0.5 if self.m > 1 else torch.full_like(mean, torch.nan)
+        self._made[1][purpose] = (mean, error)
+        return mean, error
 
     @torch.no_grad()
     def _returns(
@@ -210,8 +222,8 @@ class Cloning:
                 simulator.keep(going)
         if not bool(torch.isfinite(total).all()):
             raise checks.InputError(
-                f"Finite returns were expected of branches on {self.env.name}, but one gave NaN or infinity; look at θ and at the "
-                "rewards there."
+                f"Finite returns were expected of branches on {self.env.name}, but one gave NaN or infinity; look at θ and at "
+                "the rewards there."
             )
         return total, steps
 

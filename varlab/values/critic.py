@@ -9,7 +9,7 @@ same reward-to-go. Source: Spinning Up in Deep RL, Part 3 (Achiam, 2018).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +34,9 @@ class CriticSettings:
         hidden: widths of the hidden layers.
         activation: name of the activation.
         lr: step size of Adam.
-        epochs: passes over the data.
+        epochs: passes over the data, where ``steps`` is None.
         minibatch: steps of the environment in one gradient step.
+        steps: gradient steps, in as many passes as they take: a dial of critic error, 0 for untrained; None: ``epochs`` decide.
         seed: root seed of data, initialisation and shuffling; the measurement's seed if None.
         init: φ of a previous critic (``Critic.state``), or None for a fresh start.
     """
@@ -46,6 +47,7 @@ class CriticSettings:
     lr: float = 3e-3
     epochs: int = 10
     minibatch: int = 1024
+    steps: int | None = None
     seed: int | None = None
     init: Mapping[str, Tensor] | None = None
 
@@ -57,6 +59,8 @@ class CriticSettings:
         """
         for name in ("n", "epochs", "minibatch"):
             checks.positive_int(f"critic.{name}", getattr(self, name))
+        if self.steps is not None:
+            checks.positive_int("critic.steps", self.steps, 0)
         if not self.lr > 0:
             raise checks.InputError(
                 f"A positive critic.lr was expected, but it is {self.lr!r}; set for instance critic.lr=0.003."
@@ -266,8 +270,7 @@ def fit(
     with torch.no_grad():
         before = float((net.value(traj.obs) - goal).square().mean())
     generator = rng.torch_generator(shuffle)
-    passes = (torch.randperm(traj.steps, generator=generator).split(settings.minibatch) for _ in range(settings.epochs))
-    descend(net, adam(net, settings.lr), traj, goal, itertools.chain.from_iterable(passes))
+    descend(net, adam(net, settings.lr), traj, goal, _minibatches(traj.steps, settings, generator))
     net.requires_grad_(False)
     residual = net.value(traj.obs).double() - target
     after = float(residual.square().mean())
@@ -278,3 +281,10 @@ def fit(
         )
     state = {k: v.detach().cpu().numpy() for k, v in net.state_dict().items()}
     return Critic(net, f"critic:{digest(state)[:8]}", traj.cost, explained_variance(residual, target), (before, after))
+
+
+def _minibatches(n: int, settings: CriticSettings, generator: torch.Generator) -> Iterator[Tensor]:
+    """Give the rows of each gradient step: pass after pass in a new order."""
+    passes = settings.epochs if settings.steps is None else -(-settings.steps // -(-n // settings.minibatch))
+    made = (rows for _ in range(passes) for rows in torch.randperm(n, generator=generator).split(settings.minibatch))
+    return itertools.islice(made, settings.steps)
