@@ -65,6 +65,10 @@ class Snapshots:
         """Return those of a run of episodes."""
         return Snapshots(self.steps[steps], None if self.last is None else self.last[episodes])
 
+    def to(self, device: torch.device | str) -> Snapshots:
+        """Return the same with every tensor on ``device``; objects stay where they are."""
+        return Snapshots(*(x.to(device) if isinstance(x, Tensor) else x for x in (self.steps, self.last)))
+
     @staticmethod
     def join(made: Sequence[Snapshots]) -> Snapshots:
         """Put several records of one environment end to end."""

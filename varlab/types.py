@@ -158,7 +158,8 @@ class Trajectories:
     def to(self, device: torch.device | str) -> Trajectories:
         """Return the same record with every tensor on ``device``."""
         moved = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor) and k in self.__dataclass_fields__}
-        return replace(self, nodes=self.nodes and self.nodes.to(device), **moved)
+        nodes, saved = self.nodes and self.nodes.to(device), self.snapshots and self.snapshots.to(device)
+        return replace(self, nodes=nodes, snapshots=saved, **moved)
 
 
 @dataclass(frozen=True)
