@@ -167,10 +167,22 @@ def test_settings_reach_the_plan_and_its_digest():
     words = (
         "gamma=0.9", "discount_weighting=false", "seed=3", "theta.seed=4", "env.horizon=30", "env.kwargs.is_slippery=false",
         "n=200", "policy.scale=2", "critic.lr=0.1", "reference.seed=5", "dtype=float64", "phi=gae", "cut=7", "at_cut=terminal",
-        "batch_size=9", "pilot=50", "draws=2999", "values=critic", "reference=sampled", "reference.n=777",
+        "batch_size=9", "pilot=50", "draws=2999", "values=critic", "values=cloning",
+        "values.error=0.5", "critic.steps=3", "reference=sampled", "reference.n=777",
     )  # fmt: skip
     digests = [plan(**arguments(*base, *([word] if word else []))).digest for word in ("", *words)]
     assert len(set(digests)) == len(digests)
+
+
+def test_a_dial_counts_where_it_is_used():
+    base = ("env=frozenlake", "policy=softmax_table", "n=100")
+
+    def digest(*words):
+        return plan(**arguments(*base, *words)).digest
+
+    assert digest("values=cloning", "values.m=3") != digest("values=cloning") and digest("values.m=3") == digest()
+    assert digest("values.error=0.5", "values.error_seed=1") != digest("values.error=0.5")
+    assert digest("values.error_seed=1") == digest() and digest("critic.steps=0") != digest("critic.steps=1")
 
 
 @pytest.mark.parametrize(
@@ -204,6 +216,10 @@ def test_whole_and_decimal_gamma_are_one_setting():
         (["reference.kind=exct"], "'exct'; the nearest names are exact"),
         (["reference=exact"], "finite MDP, or a linear system .* was expected for reference=exact, but CartPole-v1"),
         (["critic.lr=-1"], "positive critic.lr"),
+        (["critic.steps=-1"], "critic.steps must be a whole number of at least 0"),
+        (["values.m=0"], "values.m must be a whole number of at least 1"),
+        (["values.error=-0.5"], r"values.error must lie in \[0"),
+        (["values.error_seed=x"], "values.error_seed must be a whole number of at least 0"),
         (["dtype=float31"], "float31"),
         (["device=abacus"], "abacus"),
     ],

@@ -97,7 +97,7 @@ class Everybodys(Walk):
     """Draws from the generator that all share."""
 
     def toss(self):
-        return np.random.random()
+        return np.random.random()  # noqa: NPY002
 
 
 class Forgetful(Walk):
