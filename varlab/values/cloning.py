@@ -212,7 +212,8 @@ class Cloning:
             action = None
             obs, reward, end = simulator.step(chosen)
             total[live] += factor * reward
-            steps += len(live)
+            spent = getattr(simulator, "spent", None)  # where one step is an episode of an inner world
+            steps += len(live) if spent is None else int(spent.sum())
             taken, factor = taken + 1, factor * self.gamma
             going = ~end & (left[live] > taken)
             if not bool(going.all()):
