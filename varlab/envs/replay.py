@@ -40,7 +40,8 @@ def check_replay(env: Environment, device: torch.device) -> Cloneable:
     except checks.InputError:
         raise  # what is wrong with the world itself
     except Exception as error:  # whatever a foreign environment raises when it is copied
-        wrong = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+        said = f": {str(error).strip()}".splitlines()[0] if str(error).strip() else ""
+        wrong = f"a copy raised {type(error).__name__}{said}"
     if wrong:
         raise checks.InputError(
             f"States that can be saved and restored were expected of {env.name} for values=cloning, but they cannot be used "
