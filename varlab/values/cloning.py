@@ -4,10 +4,9 @@
 
 and Q_t(s_t, a_t) likewise with a_t as first action: unbiased given the state (and action), whatever the policy. The branches of V
 are independent of those of Q, and both of what the trajectory itself did after t, so that a Φ linear in V and Q has the mean that
-it has with exact values. Their randomness is part of the estimator, and so are their environment steps of its cost. Source:
-rollouts from the current state as Monte Carlo simulation, Approximating Optimal Policies for Partially Observable Stochastic
-Domains (Parr and Russell, 1995) for restarts; VinePPO (Kazemnejad, Aghajohari, Portelance, Sordoni, Reddy, Courville, Le Roux,
-2024) for values of a policy gradient.
+it has with exact values. Their randomness is part of the estimator, and so are their environment steps of its cost. Sources: the
+vine procedure of Trust Region Policy Optimization (Schulman, Levine, Abbeel, Jordan, Moritz, 2015); VinePPO (Kazemnejad et al.,
+2024), where V by branches takes the place of a critic.
 """
 
 from __future__ import annotations
