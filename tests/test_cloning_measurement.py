@@ -12,7 +12,10 @@ from varlab.plans import plan
 from varlab.preparation import Preparation
 from varlab.values import Cloning
 
-LINEAR = ("q_value", "advantage", "td_residual", "gae(lam=0.95)", "n_step(k=2)", "all_action")
+LINEAR = (
+    "q_value", "advantage", "td_residual", "gae(lam=0.95)", "n_step(k=2)", "all_action", "state_action_control_variate",
+    "trajectory_control_variate",
+)  # fmt: skip
 
 
 def finite():

@@ -94,6 +94,7 @@ class Preparation:
         self.sources = Sources(*same)
         given = isinstance(self.options["values"], str)
         self.source = self.sources.measured(self.gamma, self.critic_seed) if self.need or not given else None
+        self.snapshots = getattr(self.source, "snapshots", False)  # whether values branch off from saved states
         self.phi = self._fit()
         self.matrices = terms.matrices(self.phi)
 
@@ -105,11 +106,6 @@ class Preparation:
             return self.options["part_size"]
         kept = getattr(self.source, "snapshots_at_once", None) if saved else None
         return max(1, min(self.env.part_size, n, int((kept or STEPS_PER_PART) / (mean_length or self.env.horizon))))
-
-    @property
-    def snapshots(self) -> bool:
-        """Whether values branch off from states that were saved along the trajectories."""
-        return getattr(self.source, "snapshots", False)
 
     def _sample(self, stream: str, n: int, seed: int, block: int = 0, in_units: bool = False) -> Trajectories:
         """Sample a small stream as one block and join its parts; only the measurement and its pilot are cut."""

@@ -14,7 +14,7 @@ from varlab.estimators.nodes import NodeEstimator
 from varlab.rng import Streams
 from varlab.types import Trajectories, Values
 from varlab.values import exact as exact_values
-from varlab.values.cloning import Cloning
+from varlab.values.cloning import Cloning, node_name
 from varlab.values.critic import Critic
 from varlab.values.error import with_error
 
@@ -98,13 +98,13 @@ class Sources:
         return self.critics[seed, gamma]
 
 
-def cost(source: ValueSource | None, estimator: Estimator, nodes: Mapping[int, int], at_cut: bool) -> int:
+def cost(source: ValueSource | None, estimator: Estimator, nodes: Mapping[tuple[str, int], int], at_cut: bool) -> int:
     """Return the environment steps that the values of one Φ have cost.
 
     Args:
         source: of values: branches are charged to what asks for them, the data of a critic to whatever needs it.
         estimator: the choice of Φ.
-        nodes: number of nodes asked for → J.
+        nodes: kind of nodes → J.
         at_cut: whether a rule looks up V at the cut.
 
     Returns:
@@ -113,6 +113,6 @@ def cost(source: ValueSource | None, estimator: Estimator, nodes: Mapping[int, i
     spent = getattr(source, "spent", None)
     if spent is None:
         return getattr(source, "steps", 0) if estimator.needs or at_cut else 0
-    nodes_name = f"q_nodes[{nodes[estimator.nodes]}]" if isinstance(estimator, NodeEstimator) else "q_nodes"
-    names = {nodes_name if name == "q_nodes" else name for name in estimator.asks}
+    at_nodes = node_name(estimator.rule, nodes[estimator.key]) if isinstance(estimator, NodeEstimator) else "q_nodes"
+    names = {at_nodes if name == "q_nodes" else name for name in estimator.asks}
     return sum(spent[name] for name in names | ({"v_last", "v_stale"} if at_cut else set()))

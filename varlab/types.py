@@ -31,16 +31,19 @@ class Nodes:
         taken: [M, J] float64 ℓ_tj with f(s_t, a_t) = Σ_j ℓ_tj f(s_t, a_tj): 1 at the action taken if there are finitely many,
             else interpolation by the polynomial through the nodes; None where the nodes do not allow it.
         mean: [M, D] mean action, or None for discrete actions.
+        rule: the rule; with J it says which actions they are.
     """
 
     action: Tensor
     weight: Tensor
     taken: Tensor | None = None
     mean: Tensor | None = None
+    rule: str = "product"
 
     def to(self, device: torch.device | str) -> Nodes:
         """Return the same record with every tensor on ``device``."""
-        return Nodes(*(x if x is None else x.to(device) for x in (self.action, self.weight, self.taken, self.mean)))
+        moved = {k: x.to(device) for k, x in vars(self).items() if isinstance(x, Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

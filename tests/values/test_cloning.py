@@ -12,7 +12,7 @@ from varlab import envs, policies, rng
 from varlab.capabilities import Snapshots
 from varlab.checks import InputError
 from varlab.envs import lqg
-from varlab.estimators import Batch
+from varlab.estimators import Batch, nodes
 from varlab.estimators.nodes import with_nodes
 from varlab.layout import Layout
 from varlab.rollout import parts, rollout
@@ -201,10 +201,19 @@ def test_steps_are_counted_by_hand():
     source = Cloning(env, policy, 7)
     found = source(traj, VQ | {"q_nodes"})
     steps = 7 * 3 * (5 + 4 + 3 + 2)
-    assert source.spent == {"v": steps, "q": steps, "q_nodes[3]": 3 * steps, "v_last": 7 * 3, "v_stale": 7 * 3}
+    assert source.spent == {"v": steps, "q": steps, "q_nodes[product:3]": 3 * steps, "v_last": 7 * 3, "v_stale": 7 * 3}
     assert source.steps == found.steps == 5 * steps + 42
     assert source(traj, VQ).steps == 0  # the same again costs nothing
     assert source.restart() == 5 * steps + 42 and source.steps == 0
+
+
+def test_nodes_of_two_rules_are_two_sets_of_branches():
+    env, policy = linear()
+    traj, source = sampled(env, policy, 5), Cloning(env, policy, 2)
+    found = [source(with_nodes(policy, traj, 3, rule), frozenset({"q_nodes"})).q_nodes for rule in cloning.NODE_RULES]
+    assert set(source.spent) == {"q_nodes[product:3]", "q_nodes[coordinate:3]"} and len(set(source.spent.values())) == 1
+    assert cloning.NODE_RULES == nodes.RULES and not torch.equal(*found)
+    assert source(with_nodes(policy, traj, 3), frozenset({"q_slope"})).q_slope is None  # a Φ that asks says so itself
 
 
 def test_steps_end_with_the_episode():

@@ -1,5 +1,7 @@
 """The dial of critic error: unit norm under the policy's own visits, bias² and variance exactly quadratic in it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -175,6 +177,13 @@ def test_a_smooth_error_on_exact_values_asks_for_the_critic_stream_once():
     traj = rollout(env, policy, 200, np.random.SeedSequence(1))
     wrong = source(traj, frozenset("v")).v - base(traj, frozenset("v")).v
     assert len(asked) == 1 and abs(float(wrong.square().mean().sqrt()) - 0.5) < 0.05
+    noded = with_nodes(policy, traj, 3)  # the slope of Q has that of its error
+    slope = source(noded, frozenset({"q_slope"})).q_slope
+    step = torch.tensor([1e-5, 0.0], dtype=torch.float64)
+    up, down = (
+        source(replace(traj, action=noded.nodes.mean + sign * step), frozenset("q")).q for sign in (1, -1)
+    )  # fmt: skip
+    torch.testing.assert_close(slope[:, 0], (up - down) / 2e-5, rtol=1e-6, atol=1e-6)
     assert not hasattr(source, "table")
 
 

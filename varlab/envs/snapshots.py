@@ -6,6 +6,7 @@ A copy of an environment holds a copy of its random generator too: every restore
 from __future__ import annotations
 
 import copy
+import copyreg
 import random
 from collections.abc import Iterable
 from typing import Protocol
@@ -103,12 +104,12 @@ class DeepCopy:
 
     def snapshot(self, env: gymnasium.Env) -> gymnasium.Env:
         """Copy the environment."""
-        return copy.deepcopy(env)
+        return _copied(env, {})
 
     def restore(self, env: gymnasium.Env, saved: gymnasium.Env, seed: int) -> gymnasium.Env:
         """Copy what was saved; ``env`` is not used."""
         memo: dict = {}
-        out = copy.deepcopy(saved, memo)
+        out = _copied(saved, memo)
         # The memo maps what was copied to its copy; under its own id it keeps a list of what was copied.
         _seed_all((x for key, x in memo.items() if key != id(memo)), seed)
         return out
@@ -116,7 +117,7 @@ class DeepCopy:
     def reseed(self, env: gymnasium.Env, seed: int) -> None:
         """Find the generators in the order in which a copy would meet them."""
         memo: dict = {}
-        copy.deepcopy(env, memo)
+        _copied(env, memo)
         _seed_all(memo[id(memo)], seed)
 
 
@@ -142,6 +143,27 @@ def form_of(env: gymnasium.Env) -> Form:
 def _begin(env: gymnasium.Env) -> None:
     if not getattr(env, "has_reset", True):
         env.reset(seed=0)
+
+
+def _copied(env: gymnasium.Env, memo: dict) -> gymnasium.Env:
+    """Return a deep copy, with torch's generators copied by their state.
+
+    Their own way (torch 2.13) loses a reference to None each time, and after some ten thousand copies Python aborts.
+    """
+    before = copyreg.dispatch_table.get(torch.Generator)
+    copyreg.dispatch_table[torch.Generator] = lambda g: (_generator, (str(g.device), g.get_state()))
+    try:
+        return copy.deepcopy(env, memo)
+    finally:
+        del copyreg.dispatch_table[torch.Generator]
+        if before is not None:
+            copyreg.dispatch_table[torch.Generator] = before
+
+
+def _generator(device: str, state: torch.Tensor) -> torch.Generator:
+    out = torch.Generator(device)
+    out.set_state(state)
+    return out
 
 
 def _seed_all(objects: Iterable[object], seed: int) -> None:

@@ -161,7 +161,8 @@ def with_nodes(policy: nn.Module, traj: Trajectories, m: int, rule: str = "produ
     probs = getattr(distribution, "probs", None)
     if probs is not None and probs.dim() == 2 and traj.action.dim() == 1:
         actions = torch.arange(probs.shape[1], device=probs.device).expand(probs.shape)
-        return replace(traj, nodes=Nodes(actions, probs.double(), (actions == traj.action.unsqueeze(1)).double()))
+        taken = (actions == traj.action.unsqueeze(1)).double()
+        return replace(traj, nodes=Nodes(actions, probs.double(), taken, rule=rule))
     if type(inner) is not Normal or inner.loc.dim() != 2:
         raise checks.InputError(
             f"A categorical or diagonal Gaussian policy was expected on {traj.env}, because a Φ integrates over its actions, but "
@@ -175,7 +176,7 @@ def with_nodes(policy: nn.Module, traj: Trajectories, m: int, rule: str = "produ
         action = traj.action.to(mean)[:, None, None].repeat(1, dims, m, 1)
         action.diagonal(dim1=1, dim2=3).copy_(moved.transpose(1, 2))
         weight = weight.to(mean.device).repeat(dims).expand(traj.steps, -1)
-        return replace(traj, nodes=Nodes(action.flatten(1, 2), weight, mean=mean))
+        return replace(traj, nodes=Nodes(action.flatten(1, 2), weight, mean=mean, rule=rule))
     points, weight = gauss_hermite(m, mean.shape[1])
     noise, weight = points.to(mean), weight.to(mean.device)
     action = mean.unsqueeze(1) + scale.unsqueeze(1) * noise

@@ -28,6 +28,13 @@ from varlab.types import Trajectories, Values
 PURPOSES = {"v": 0, "q": 1, "q_nodes": 2, "v_last": 3, "v_stale": 4}
 #: Branches of one tile, where a state is a row of a tensor: part of what random numbers follow from.
 TILE = 2**16
+#: Rules of nodes, likewise.
+NODE_RULES = ("product", "coordinate")
+
+
+def node_name(rule: str, j: int) -> str:
+    """Return what :attr:`Cloning.spent` calls the branches from J nodes of a rule."""
+    return f"q_nodes[{rule}:{j}]"
 
 
 class Cloning:
@@ -39,7 +46,7 @@ class Cloning:
     Attributes:
         source: ``cloning(m=10)``, the name that rows carry.
         snapshots: True: it needs saved states.
-        spent: ``v``, ``q``, … → environment steps that its branches have taken since :meth:`restart`; nodes as ``q_nodes[J]``.
+        spent: ``v``, ``q``, … → environment steps that its branches have taken since :meth:`restart`; nodes by :func:`node_name`.
     """
 
     snapshots = True
@@ -122,7 +129,7 @@ class Cloning:
             j = traj.nodes.weight.shape[1]
             rows = torch.arange(traj.steps, device=obs.device).repeat_interleave(j)
             first = traj.nodes.action.flatten(0, 1)
-            out["q_nodes"] = self._mean(f"q_nodes[{j}]", traj.seed, states, obs, time, first, rows)[0].view(-1, j)
+            out["q_nodes"] = self._mean(node_name(traj.nodes.rule, j), traj.seed, states, obs, time, first, rows)[0].view(-1, j)
         return Values(**out, source=self.source, steps=self.steps - before)
 
     def _after_cut(self, traj: Trajectories) -> dict[str, Tensor]:
@@ -150,7 +157,7 @@ class Cloning:
         """Estimate one value for each row, in tiles of many branches, each with random numbers of its own.
 
         Args:
-            purpose: what they are for; nodes say how many there are, ``q_nodes[J]``.
+            purpose: what they are for; as :attr:`spent` names it.
             seed: of the trajectories.
             states: saved states.
             obs: what the policy sees in them.
@@ -163,8 +170,9 @@ class Cloning:
         """
         if purpose in self._made[1]:
             return self._made[1][purpose]
-        name, _, number = purpose.rstrip("]").partition("[")
-        key = (PURPOSES[name], int(number or 0))
+        name, _, rest = purpose.rstrip("]").partition("[")
+        rule, _, j = rest.partition(":")
+        key = (PURPOSES[name], ("", *NODE_RULES).index(rule), int(j or 0))
         rows = torch.arange(len(time), device=time.device) if rows is None else rows
         total = torch.empty(len(rows), self.m, dtype=torch.float64, device=time.device)
         size = max(1, (TILE if isinstance(states, Tensor) else self.env.part_size) // self.m)

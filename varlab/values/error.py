@@ -67,13 +67,14 @@ class WithError:
 
         Args:
             traj: trajectories.
-            need: which of ``v``, ``q`` and ``q_nodes`` are wanted.
+            need: which of ``v``, ``q``, ``q_nodes`` and ``q_slope`` are wanted.
 
         Returns:
             Values of the base, with ε e added to each of them.
         """
         found, wrong = self.base(traj, need), self.error(traj, need)
-        given = {name: x for name in ("v", "v_last", "v_stale", "q", "q_nodes") if (x := getattr(found, name)) is not None}
+        names = ("v", "v_last", "v_stale", "q", "q_nodes", "q_slope")
+        given = {name: x for name in names if (x := getattr(found, name)) is not None}
         return replace(found, **{name: x + self.size * getattr(wrong, name) for name, x in given.items()}, source=self.source)
 
     def __getattr__(self, name: str) -> object:
