@@ -10,8 +10,8 @@ import pytest
 import torch
 from finite_worlds import Enumeration, enumerate_paths, random_logits, random_mdp
 
-from varlab import envs, estimators, policies, values
-from varlab.estimators import REGISTRY, Baseline, Batch, make, weight
+from varlab import envs, estimators, policies, scores, values
+from varlab.estimators import REGISTRY, Baseline, Batch, FitBatch, make, weight
 from varlab.rng import Streams
 from varlab.rollout import rollout
 from varlab.terms import assemble
@@ -69,10 +69,11 @@ class World:
         for gamma in (1.0, 0.9):
             j = (probability * self.paths.returns(gamma)).sum()
             self.gradient[gamma] = torch.autograd.grad(j, self.logits, retain_graph=True)[0].flatten()
-        env = self.env = envs.environment(self.mdp, HORIZON)
+        env = envs.environment(self.mdp, HORIZON)
         self.policy = policies.SoftmaxTable(env, logits=self.logits)
         # Baselines are fitted on other data, as in a measurement.
-        self.critic_stream = rollout(env, self.policy.double(), 20, Streams(seed).sequence("critic"))
+        self.env, self.scores = env, scores.FactoredScores(self.policy.double())
+        self.critic_stream = rollout(env, self.policy, 20, Streams(seed).sequence("critic"))
         table = torch.Generator().manual_seed(seed)
         v = 3 * torch.randn(HORIZON + 1, 3, generator=table, dtype=torch.float64)
         q = 3 * torch.randn(HORIZON, 3, 2, generator=table, dtype=torch.float64)
@@ -83,7 +84,8 @@ class World:
 
     def mean(self, estimator, source, gamma, discount_weighting=True):
         """E g by summing over every path."""
-        fitted = estimator.bind(self.env, self.policy).fit(Batch(self.critic_stream, Values(), gamma))
+        known = {"env": self.env, "policy": self.policy, "scores": self.scores, "discount_weighting": discount_weighting}
+        fitted = estimator.bind(self.env, self.policy).fit(FitBatch(self.critic_stream, Values(), gamma, **known))
         return self.probability @ path_gradients(
             self.paths, self.logits.detach(), self.policy, fitted, source, gamma, discount_weighting
         )

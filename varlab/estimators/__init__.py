@@ -8,9 +8,11 @@ from varlab.estimators import (  # noqa: F401  (importing registers)
     doubly_robust,
     factorised,
     group,
+    in_sample,
     natural,
     normalised,
     off_policy,
+    optimal,
     returns,
     taylor,
 )

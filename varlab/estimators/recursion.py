@@ -22,6 +22,8 @@ class Recursion:
         subtract: t → b_t, [S], or [S, A] for a baseline that sees the action; or None.
         total: whether every step's Φ is X_0 − b_0, the sum from the beginning; then b_0 is [S] and there is no ψ.
         expected: t → ψ_t [S, A], or None.
+        later: t → [S], a further baseline that is subtracted from every step's Φ where Φ is the sum from the beginning, or None.
+        by_parameter: [P] b_p; the gradient is less b ∘ Σ_t w_t z_t. None for 0.
     """
 
     local: Callable[[int], np.ndarray]
@@ -30,6 +32,8 @@ class Recursion:
     subtract: Callable[[int], np.ndarray] | None = None
     total: bool = False
     expected: Callable[[int], np.ndarray] | None = None
+    later: Callable[[int], np.ndarray] | None = None
+    by_parameter: np.ndarray | None = None
 
     def baseline(self, t: int) -> np.ndarray:
         """Return b_t in a shape that broadcasts to [S, A]: 0 if there is none."""

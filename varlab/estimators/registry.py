@@ -44,7 +44,7 @@ def parse(text: str) -> Estimator:
     """Return the estimator written as ``name`` or ``name(argument=value, …)``.
 
     Args:
-        text: for example ``gae(lam=0.95)`` or ``n_step(5)``.
+        text: for example ``gae(lam=0.95)``, ``n_step(5)`` or ``optimal_baseline(of=time)``; words need no quotes.
 
     Returns:
         The estimator.
@@ -55,10 +55,11 @@ def parse(text: str) -> Estimator:
     name, opening, _ = text.strip().partition("(")
     if not opening:
         return make(name)
+    words = name in REGISTRY and any(isinstance(f.default, str) for f in dataclasses.fields(REGISTRY[name]) if f.repr)
     try:
         call = ast.parse(text.strip(), mode="eval").body
-        keywords = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-        positional = [ast.literal_eval(a) for a in call.args]
+        keywords = {str(k.arg): _literal(k.value, words) for k in call.keywords}
+        positional = [_literal(a, words) for a in call.args]
     except (SyntaxError, ValueError, AttributeError) as error:
         raise checks.InputError(
             f"A Φ written like gae(lam=0.95) was expected, but it is '{text}'; correct its arguments."
@@ -72,6 +73,11 @@ def parse(text: str) -> Estimator:
     if twice:
         raise checks.InputError(f"Φ {name} takes each argument once, but '{text}' gives {twice[0]} twice; leave one out.")
     return make(name, **given, **keywords)
+
+
+def _literal(node: ast.expr, words: bool) -> object:
+    """Return the value of an argument; a word without quotes stands for itself where ``words``."""
+    return node.id if words and isinstance(node, ast.Name) else ast.literal_eval(node)
 
 
 def resolve(choices: Iterable[str | Estimator] | str | Estimator) -> tuple[Estimator, ...]:

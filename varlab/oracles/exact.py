@@ -17,6 +17,7 @@ from varlab.estimators.base import Estimator
 from varlab.estimators.recursion import Recursion
 from varlab.oracles.fourth_moments import LIMIT, WINDOW, Fourth, carried_window, fourth_moments, size
 from varlab.oracles.recursions import total_sum, weighted_sum
+from varlab.oracles.score_moments import less_baseline
 from varlab.oracles.world import World, build
 from varlab.policies.base import num_parameters
 from varlab.policies.networks import SoftmaxTable
@@ -147,7 +148,7 @@ def exact(
     checks.one_of("rule at_cut", at_cut, estimators.AT_CUT)
     double = policies.prepare(policy, torch.float64, torch.device("cpu"))
     source = ExactValues.of(env.finite, double, gamma, env.horizon) if isinstance(values, str) else values
-    world = world_of(env, double, source, gamma, cut, at_cut)
+    world = world_of(env, double, source, gamma, cut, at_cut, discount_weighting)
     if fourth:
         for e in chosen:
             _affordable(world, e)
@@ -167,7 +168,15 @@ def exact(
     return ExactMoments(names, mean, per_parameter.sum(1), per_parameter, grad.numpy(), j, *more)
 
 
-def world_of(env: Environment, policy: nn.Module, source: object | None, gamma: float, cut: int | None, at_cut: str) -> World:
+def world_of(
+    env: Environment,
+    policy: nn.Module,
+    source: object | None,
+    gamma: float,
+    cut: int | None,
+    at_cut: str,
+    discount_weighting: bool = True,
+) -> World:
     """Return the arrays that the recursions run on.
 
     Args:
@@ -177,6 +186,7 @@ def world_of(env: Environment, policy: nn.Module, source: object | None, gamma: 
         gamma: γ.
         cut: L, or None for H.
         at_cut: rule at the cut.
+        discount_weighting: whether step t is weighted by γ^t.
 
     Returns:
         The world.
@@ -208,7 +218,7 @@ def world_of(env: Environment, policy: nn.Module, source: object | None, gamma: 
             f"Values v were expected because at_cut={at_cut} looks them up at the cut {cut}, but the source gives none; pass v "
             "too or set at_cut=terminal."
         )
-    return build(env.finite, policy, v, q, gamma, env.horizon, cut, at_cut)
+    return build(env.finite, policy, v, q, gamma, env.horizon, cut, at_cut, discount_weighting)
 
 
 def operations(env: Environment, policy: nn.Module, choices: int, cut: int | None) -> int:
@@ -236,12 +246,13 @@ class ExactRow:
     variance_per_parameter: np.ndarray
 
 
-def recursion_of(world: World, estimator: Estimator) -> Recursion:
+def recursion_of(world: World, estimator: Estimator, whole: bool = True) -> Recursion:
     """Return the recursion of an estimator whose values are all there.
 
     Args:
         world: dynamics, policy and values.
         estimator: the choice of Φ.
+        whole: whether baselines of single parameters, or of later steps beside a total return, would be left out.
 
     Returns:
         Its recursion.
@@ -254,6 +265,11 @@ def recursion_of(world: World, estimator: Estimator) -> Recursion:
         raise checks.InputError(
             f"A Φ with a recursion over states was expected for exact moments, but {estimator.label} has "
             f"{'none' if recursion is None else 'a window over the whole return'}; use varlab.measure."
+        )
+    if whole and (recursion.later is not None or recursion.by_parameter is not None):
+        raise checks.InputError(
+            "A baseline of all parameters alike was expected here, and of the first state alone beside a total return, but that "
+            f"of {estimator.label} is another; take its mean and variance alone, or base=reward_to_go."
         )
     for name in estimator.needs:
         if getattr(world, name) is None:
@@ -279,11 +295,13 @@ def exact_row(world: World, estimator: Estimator, discount_weighting: bool) -> E
     Returns:
         Its moments.
     """
-    recursion = recursion_of(world, estimator)
+    recursion = recursion_of(world, estimator, whole=False)
     if recursion.total:
         first, second = total_sum(world, recursion)
     else:
         first, second = weighted_sum(world, recursion, step_discount(world, estimator, discount_weighting))
+    if recursion.later is not None or recursion.by_parameter is not None:
+        second = less_baseline(world, recursion, second)
     return ExactRow(first, np.maximum(second - first**2, 0.0))
 
 

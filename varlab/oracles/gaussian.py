@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from varlab import checks, estimators, policies
 from varlab.envs.lqg import LQG, LinearQuadratic, root
 from varlab.estimators.base import Estimator
+from varlab.estimators.step_baselines import StepBaseline
 from varlab.oracles.exact import ExactMoments
-from varlab.oracles.quadratic_forms import Forms, Scores, covariance, mean_products
+from varlab.oracles.quadratic_forms import Forms, Scores, baseline_products, covariance, mean_products
 from varlab.values.linear_quadratic import GaussianPolicy, QuadraticValues, gradient, system_of
 
 
@@ -175,6 +176,48 @@ PHI: dict[str, Callable[[Estimator, GaussianTrajectory], Forms]] = {
     "n_step": lambda e, x: x.td_residual.discounted(x.gamma, e.k),
     "gae": lambda e, x: x.td_residual.discounted(x.gamma * e.lam),
 }
+#: Classes of optimal_baseline whose population values are known; those that were fitted, and features, are functions of s_t too.
+CLASSES = ("constant", "time", "parameter")
+
+
+def covers(e: Estimator) -> bool:
+    """Return whether a Φ has exact moments here."""
+    if type(e) is not estimators.REGISTRY.get(e.name):
+        return False
+    if e.name == "optimal_baseline":
+        return e.of in CLASSES or (e.of == "features" and e.fitted is not None)
+    return e.name in PHI
+
+
+def _optimal(e: Estimator, x: GaussianTrajectory, discount: float) -> tuple[Forms, Tensor | None]:
+    """Return Φ of an optimal_baseline, and [P] the b_p that it is less for each parameter, or None.
+
+    The best b of a class minimises Σ_t (a_t b_t² − 2 c_t b_t), a_t = Σ_p E[w_t² z_tp²] and c_t = Σ_p E[w_t z_tp g_0p].
+    """
+    forms = PHI[e.base](e, x)
+    if e.fitted is not None:
+        return _less(forms, e.fitted, x), None
+    if e.by_parameter is not None:
+        return forms, e.by_parameter.cpu().double()
+    w = discount ** torch.arange(len(forms.c), dtype=torch.float64)
+    found = [baseline_products(z, forms) for z in x.scores()]
+    a = torch.stack([w**2 * square for _, square in found])
+    c = torch.stack([w * (product @ w) for product, _ in found])
+    over = {"constant": (0, 1), "time": 0, "parameter": 1}[e.of]
+    a, c = a.sum(over), c.sum(over)
+    b = torch.where(a > 0, c / torch.where(a > 0, a, 1.0), 0.0)
+    return (forms, b) if e.of == "parameter" else (forms.shifted(-b.expand(len(w))), None)
+
+
+def _less(forms: Forms, b: StepBaseline, x: GaussianTrajectory) -> Forms:
+    """Return the forms less a fitted b_t(s_t)."""
+    if b.of != "features":
+        return forms.shifted(-b.value.cpu().expand(len(forms.c)))
+    n, horizon = x.state.shape[1], len(forms.c)
+    slope, curvature, rest = b.value.cpu().split([n, n, len(b.value) - 2 * n])
+    time = torch.arange(horizon, dtype=torch.float64)[:, None] / horizon
+    level = torch.cat([time, time**2, time**3, torch.ones_like(time)], 1) @ rest
+    return forms - x._form(False, torch.diag(curvature).expand(horizon, n, n), slope.expand(horizon, n), level)
 
 
 @torch.no_grad()
@@ -195,7 +238,7 @@ def gaussian(
     Args:
         env: a linear system; sampling goes on to the horizon.
         policy: a :class:`~varlab.policies.Linear` policy; evaluated in float64.
-        phi: names or objects among ``PHI``; baselines that were not fitted take their population values.
+        phi: names or objects among ``PHI``, or ``optimal_baseline``; baselines that were not fitted take their population values.
         gamma: discount γ.
         discount_weighting: whether step t is weighted by γ^t.
         values: quadratic V_t and Q_t, right or wrong; exact ones if None.
@@ -210,10 +253,10 @@ def gaussian(
     chosen = estimators.resolve(phi)
     checks.in_range("gamma", gamma, 0.0, 1.0)
     for e in chosen:
-        if e.name not in PHI or type(e) is not estimators.REGISTRY[e.name]:
+        if not covers(e):
             raise checks.InputError(
                 f"A Φ that is quadratic in the trajectory was expected for exact moments on {env.name}, but came {e.label}; "
-                f"choose among {', '.join(PHI)}, or use varlab.measure."
+                f"choose among {', '.join(PHI)} and optimal_baseline of {', '.join(CLASSES)}, or use varlab.measure."
             )
     double = policies.prepare(policy, torch.float64, torch.device("cpu"))
     known = QuadraticValues.of(env, double, gamma) if values is None else values
@@ -225,9 +268,13 @@ def gaussian(
     trajectory = GaussianTrajectory.of(system, GaussianPolicy.of(double), horizon, known, gamma)
     mean, variance = [], []
     for e in chosen:
-        forms = PHI[e.name](e, trajectory)
-        weight = (gamma if discount_weighting and e.weighted else 1.0) ** torch.arange(horizon, dtype=torch.float64)
-        pairs = [(weight @ mean_products(z, forms), weight @ covariance(z, forms) @ weight) for z in trajectory.scores()]
+        discount = gamma if discount_weighting and e.weighted else 1.0
+        forms, own = _optimal(e, trajectory, discount) if e.name == "optimal_baseline" else (PHI[e.name](e, trajectory), None)
+        weight = discount ** torch.arange(horizon, dtype=torch.float64)
+        pairs = []
+        for p, z in enumerate(trajectory.scores()):
+            f = forms if own is None else forms.shifted(-own[p])
+            pairs.append((weight @ mean_products(z, f), weight @ covariance(z, f) @ weight))
         mean.append([float(m) for m, _ in pairs])
         variance.append([max(float(v), 0.0) for _, v in pairs])
     grad, j = gradient(env, double, gamma)

@@ -168,3 +168,18 @@ def covariance(scores: Scores, phi: Forms) -> Tensor:
     third = cumulant(z, z2, g2)  # κ(z_t, z_u, Φ_u)
     links = third * m[:, None]
     return cumulant(z, g, z2, g2) + links + links.T + cumulant(z, z2) * (forms + torch.outer(m, m)) + across * across.T
+
+
+def baseline_products(scores: Scores, phi: Forms) -> tuple[Tensor, Tensor]:
+    """Return E[z_t z_u Φ_u] for all t and u, and E[z_t²]: what baselines of least variance are made of.
+
+    Args:
+        scores: of one parameter.
+        phi: Φ_u.
+
+    Returns:
+        [T, T] and [T].
+    """
+    z, z2 = _Table(scores, True), _Table(scores, False)
+    spread = cumulant(z, z2)
+    return cumulant(z, z2, _Table(phi, False)) + spread * phi.mean, spread.diagonal()

@@ -10,7 +10,7 @@ from torch import nn
 from varlab.envs.base import Environment
 from varlab.estimators.base import Estimator
 from varlab.oracles.exact import ExactRow, exact_row, operations, world_of
-from varlab.oracles.gaussian import PHI, gaussian
+from varlab.oracles.gaussian import covers, gaussian
 from varlab.policies.base import num_parameters
 from varlab.policies.networks import Linear
 from varlab.values.exact import linear_system
@@ -67,12 +67,12 @@ def exact_rows(
     if wanted is None and cost > OPERATIONS:
         return nothing, f"exact_variance is empty because it would take {cost:.0e} multiplications; set exact=true to have it."
     if tabular:
-        world = world_of(env, policy, source, gamma, cut, at_cut)
+        world = world_of(env, policy, source, gamma, cut, at_cut, discount_weighting)
         covered = [all(getattr(world, x) is not None for x in e.needs) and e.recursion(world) is not None for e in phi]
         return [exact_row(world, e, discount_weighting) if k else None for e, k in zip(phi, covered, strict=True)], ""
     rows = list(nothing)
     for i, e in enumerate(phi):
-        if e.name in PHI and (known or not e.needs):
+        if covers(e) and (known or not e.needs):
             one = gaussian(env, policy, [e], gamma=gamma, discount_weighting=discount_weighting, values=source)
             rows[i] = ExactRow(np.asarray(one.mean[0]), np.asarray(one.variance_per_parameter[0]))
     return rows, ""

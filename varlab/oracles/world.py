@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from varlab.envs.finite import FiniteMDP
+from varlab.oracles.score_moments import ScoreMoments, score_moments
 from varlab.policies.base import parameters
 from varlab.values.dynamic_programming import evaluate, occupancy
 from varlab.values.fisher import score_table
@@ -37,6 +38,7 @@ class World:
         horizon: H.
         cut: L ≤ H.
         at_cut: terminal, bootstrap or wrong_state.
+        discount_weighting: whether step t is weighted by γ^t, for baselines of least variance.
     """
 
     mdp: FiniteMDP
@@ -50,6 +52,7 @@ class World:
     horizon: int
     cut: int
     at_cut: str
+    discount_weighting: bool = True
 
     @cached_property
     def probability(self) -> np.ndarray:
@@ -102,6 +105,16 @@ class World:
         pi = torch.from_numpy(self.pi)
         v, _ = evaluate(self.mdp, pi, self.gamma, self.horizon)
         return (self.visits * v[:-1].numpy()).sum(1), self.visits.sum(1)
+
+    def score_moments(self, base: str) -> ScoreMoments:
+        """Return what baselines of least variance subtracted from ``base`` need, computed once."""
+        if base not in self._score_moments:
+            self._score_moments[base] = score_moments(self, base)
+        return self._score_moments[base]
+
+    @cached_property
+    def _score_moments(self) -> dict[str, ScoreMoments]:
+        return {}
 
     @cached_property
     def chosen(self) -> np.ndarray:
@@ -167,6 +180,7 @@ def build(
     horizon: int,
     cut: int | None = None,
     at_cut: str = "bootstrap",
+    discount_weighting: bool = True,
 ) -> World:
     """Evaluate a policy's probabilities and scores on every state and action.
 
@@ -179,10 +193,12 @@ def build(
         horizon: H.
         cut: L; H if None.
         at_cut: rule at the cut.
+        discount_weighting: whether step t is weighted by γ^t.
 
     Returns:
         The world.
     """
     pi, scores, support = score_table(mdp, policy)
     num_parameters = sum(p.numel() for p in parameters(policy).values())
-    return World(mdp, pi, scores, support, num_parameters, v, q, gamma, horizon, horizon if cut is None else cut, at_cut)
+    cut = horizon if cut is None else cut
+    return World(mdp, pi, scores, support, num_parameters, v, q, gamma, horizon, cut, at_cut, discount_weighting)
