@@ -22,6 +22,14 @@ FURTHER = {
     "surrogate": ["surrogate(1.0)"],
     "factorised_baseline": ["factorised_baseline(of='optimal')"],
     "doubly_robust": ["doubly_robust(0.7)"],
+    "optimal_baseline": [
+        f"optimal_baseline({of}, {base})"
+        for of in ("constant", "time", "state", "features", "parameter")
+        for base in ("reward_to_go", "total_return")
+        if (of, base) != ("constant", "reward_to_go")
+    ],
+    "score_weighted_baseline": ["score_weighted_baseline(time)", "score_weighted_baseline(state)"],
+    "in_sample_baseline": [f"in_sample_baseline({of})" for of in ("time", "state", "features", "value")],
     "natural_gradient": [f"natural_gradient('{base}')" for base in ("total_return", "reward_to_go", "q_value", "advantage")],
 }
 #: Trajectories of a group and of a unit, where a member needs more than two of each.
@@ -33,6 +41,11 @@ ELSEWHERE = {"q_prop": "test_q_prop.py"}
 BIASED = {
     "group_mean": ("prompts", -0.5),
     "group_normalised": ("prompts", 0.110),
+    "in_sample_baseline": ("two steps", -0.442),
+    "in_sample_baseline(of=time)": ("two steps", -0.510),
+    "in_sample_baseline(of=state)": ("two steps", -0.510),
+    "in_sample_baseline(of=features)": ("two steps", -0.510),
+    "in_sample_baseline(of=value)": ("two steps", -0.510),
     "normalised_advantage": ("two steps", 0.0489),
     "step_mean": ("two steps", 0.0644),
 }

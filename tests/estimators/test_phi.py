@@ -148,7 +148,8 @@ def test_every_registered_phi_has_a_loop_or_is_fitted():
     assert elsewhere == OVER_NODES, "write a loop over the nodes for the new Φ, as in test_all_action.py"
     batchwise = {name for name, cls in estimators.REGISTRY.items() if cls.batchwise}
     groups = {"leave_one_out", "group_mean", "group_normalised", "james_stein"}
-    assert batchwise == groups | {"normalised_advantage", "step_mean", "in_sample_baseline"}, "write a loop over units, as in test_group.py"
+    others = {"normalised_advantage", "step_mean", "in_sample_baseline"}
+    assert batchwise == groups | others, "write a loop over units, as in test_group.py"
     assert looped | fitted | elsewhere | batchwise == set(estimators.REGISTRY), "write a naive loop twin for the new Φ"
 
 

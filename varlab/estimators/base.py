@@ -162,7 +162,7 @@ class Estimator(ABC):
     @property
     def label(self) -> str:
         """The name with its arguments, such as ``gae(lam=0.95)``."""
-        arguments = [f"{f.name}={_shown(getattr(self, f.name))}" for f in dataclasses.fields(self) if f.repr]
+        arguments = [f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self) if f.repr]
         return self.name + (f"({', '.join(arguments)})" if arguments else "")
 
     @property
@@ -199,10 +199,6 @@ class Estimator(ABC):
     @abstractmethod
     def phi(self, batch: Batch) -> Tensor:
         """Return Φ_t [M] float64 at every step of the batch."""
-
-
-def _shown(argument: object) -> str:
-    return argument if isinstance(argument, str) else repr(argument)
 
 
 REGISTRY: dict[str, type[Estimator]] = {}
