@@ -144,9 +144,7 @@ def plan(
     acting = {}
     if behaviour is not None:
         acting["behaviour"] = [str(behaviour), {k: v.detach() for k, v in behaviour.state_dict().items()}]
-    critic_settings = {k: v for k, v in vars(critic).items() if k != "init" and (k, v) != ("steps", None)}
-    critic_settings["hidden"] = list(critic.hidden)
-    critic_settings["init"] = None if critic.init is None else {k: torch.as_tensor(v) for k, v in critic.init.items()}
+    critic_settings = _critic_settings(critic)
     settings = {
         "numerics": varlab.NUMERICS,
         "env": dict(env.identity),
@@ -172,6 +170,19 @@ def plan(
         "theta": theta, "env_label": env_label or env.name, "policy_label": policy_label or type(policy).__name__,
     }  # fmt: skip
     return Plan(env, policy, chosen, settings, storage.digest(settings), {**options, **objects})
+
+
+def _critic_settings(critic: CriticSettings) -> dict[str, object]:
+    """Return what a digest covers; targets, time and steps only where they are not the defaults, so that earlier digests stay."""
+    settings = {**vars(critic), "hidden": list(critic.hidden)}
+    settings["init"] = None if critic.init is None else {k: torch.as_tensor(v) for k, v in critic.init.items()}
+    if critic.target == "monte_carlo":
+        del settings["target"], settings["lam"]
+    if not critic.time_aware:
+        del settings["time_aware"]
+    if critic.steps is None:
+        del settings["steps"]
+    return settings
 
 
 def _check_units(chosen: Sequence[Estimator], n: int, group_size: int, groups: int) -> None:

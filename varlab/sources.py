@@ -93,7 +93,7 @@ class Sources:
             target = Batch(traj, Values(), gamma).reward_to_go
             sequence = Streams(seed).sequence("fit")
             self.critics[seed, gamma] = values.fit(
-                self.env, traj, target, self.options["critic"], sequence, storage.digest, self.dtype
+                self.env, traj, target, self.options["critic"], sequence, storage.digest, self.dtype, gamma
             )
         return self.critics[seed, gamma]
 

@@ -18,6 +18,7 @@ from varlab import checks
 from varlab.envs.base import Environment
 from varlab.estimators.recursion import Recursion
 from varlab.types import Trajectories, Values
+from varlab.values.targets import tail_sum
 
 if TYPE_CHECKING:
     from varlab.oracles.world import World
@@ -28,25 +29,6 @@ AT_CUT = ("terminal", "bootstrap", "wrong_state")
 CLAIMS = ("always", "given exact values", "biased")
 #: What E g is compared with: ∇J; the best multiple of ∇J, where the scale is free; or A ∇J with A the estimator's matrix.
 TARGETS = ("gradient", "direction", "natural")
-
-
-def tail_sum(traj: Trajectories, x: Tensor, factor: float) -> Tensor:
-    """Return y_t = x_t + factor · y_{t+1} within each episode, y_T = 0.
-
-    Args:
-        traj: says where episodes begin and end.
-        x: [M] flat.
-        factor: γ for reward-to-go, γλ for GAE.
-
-    Returns:
-        [M] flat.
-    """
-    if factor == 0.0:
-        return x
-    columns = traj.padded(x).T.contiguous()  # zeros after each end leave the sums alone
-    for t in range(columns.shape[0] - 2, -1, -1):
-        columns[t].add_(columns[t + 1], alpha=factor)
-    return traj.flat(columns.T)
 
 
 @dataclass(frozen=True)
