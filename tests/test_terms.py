@@ -105,3 +105,21 @@ def test_each_rule_of_nodes_is_read_once_and_asks_for_no_more_than_it_needs(worl
     counts = [1] + [count for count, _ in asked[1:]]
     assert [t.action.shape[1] for t in made] == counts and [t.columns for t in made] == [[0, 1, 2, 3, 4], [1], [3]]
     assert counts == ([1, 25, 9] if traj.action.dim() == 2 else [1, 3, 3])
+
+
+@pytest.mark.parametrize("unit", (1, 4))
+def test_a_matrix_acts_on_sums_as_on_every_gradient(world, unit):
+    """A is far from symmetric; the other choices are left alone."""
+    policy, traj = world
+    made = assembled(policy, PHI, traj, SOURCE, 0.9, unit=unit)
+    plain = each(policy, made)
+    parameters = plain.shape[2]
+    a = torch.randn(parameters, parameters, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = plain.clone()
+    expected[:, 2] = plain[:, 2] @ a.T
+    found = torch.full_like(plain, torch.nan)
+    for index, batch, phi in terms.chunks(made, maps(policy, made), 5, torch.float64, {2: a}):
+        for columns, g in batch.blocks(phi):
+            found[index[:, None, None], torch.arange(len(PHI))[:, None], columns] = g
+    close(found, expected)
+    close(terms.summed(made, maps(policy, made)[0], torch.float64, 60, {2: a}), expected.sum(0))

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from contract import WORLDS, distance, exact_mean
 from finite_worlds import random_logits, random_mdp
 
 import varlab
@@ -39,3 +40,17 @@ def test_what_is_proven_is_true_and_what_is_true_is_proven(world, gamma, weighti
                 estimators.parse(name), objective, gamma=gamma, discount_weighting=weighting, cut=cut, values_source=values
             )
             assert said == bool(np.abs(mean - gradient).max() < 1e-12), (name, objective)
+
+
+@pytest.mark.parametrize("objective", ("J_1", "J_gamma"))
+def test_where_another_policy_acts_only_what_corrects_for_it_is_proven(objective):
+    """By enumeration under b: what is proven has the mean ∇J(θ), and nothing else of these has it by accident."""
+    made = WORLDS["long"]()
+    other = made.logits + 0.4 * random_logits(9, made.mdp)
+    gradient = {"J_1": made.gradient(1.0), "J_gamma": made.gradient(0.9)}[objective]
+    for name in ("reward_to_go", "value_baseline", "surrogate", "importance_weighted", "importance_weighted('total_return')"):
+        estimator = estimators.parse(name)
+        said = proven(
+            estimator, objective, gamma=0.9, discount_weighting=True, cut=None, values_source="exact", on_policy=False
+        )
+        assert said == (distance(exact_mean(estimator, made, gamma=0.9, behaviour=other), gradient) < 1e-10), name
