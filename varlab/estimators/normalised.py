@@ -6,18 +6,18 @@ the direction of E g that of the estimator inside.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from varlab import checks
-from varlab.envs.base import Environment
 from varlab.estimators.base import Batch, Estimator, register
 from varlab.estimators.bootstrapped import GAE
 from varlab.estimators.group import TINY, whole_units
 from varlab.estimators.nodes import NodeEstimator
 from varlab.estimators.registry import parse
+from varlab.estimators.wrapped import Wrapped
 
 VANILLA = "Spinning Up in Deep RL: Vanilla Policy Gradient (Achiam, 2018)"
 
@@ -87,7 +87,7 @@ class NormalisedAdvantage(Estimator):
 
 @register
 @dataclass(frozen=True)
-class StepMean(Estimator):
+class StepMean(Wrapped):
     """Φ_t = N Φ'_t / Σ_i T_i: the gradient as a mean over the N trajectories' steps, g = Σ_i Σ_t w_t z_t Φ'_t / Σ_i T_i.
 
     A loss averaged over steps has this gradient. It is a ratio of two means: E g is no multiple of ∇J where lengths and gradients
@@ -125,34 +125,6 @@ class StepMean(Estimator):
             )
         object.__setattr__(self, "inner", inner)
         object.__setattr__(self, "of", inner.label)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What Φ' needs."""
-        return self.inner.needs
-
-    @property
-    def weighted(self) -> bool:
-        """Whether w_t applies to Φ'."""
-        return self.inner.weighted
-
-    @property
-    def fits(self) -> bool:
-        """Whether Φ' takes numbers from the critic stream."""
-        return self.inner.fits
-
-    @property
-    def coefficients(self) -> Tensor | None:
-        """Those of Φ'."""
-        return self.inner.coefficients
-
-    def bind(self, env: Environment, policy: nn.Module) -> StepMean:
-        """Bind Φ'."""
-        return replace(self, inner=self.inner.bind(env, policy))
-
-    def fit(self, batch: Batch) -> StepMean:
-        """Fit Φ'."""
-        return replace(self, inner=self.inner.fit(batch))
 
     def phi(self, batch: Batch) -> Tensor:
         """Return N Φ'_t / Σ_i T_i, [M].

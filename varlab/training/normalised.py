@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from varlab.envs.base import Environment
 from varlab.estimators.base import Batch, Estimator
 from varlab.estimators.normalised import standardise
+from varlab.estimators.wrapped import Wrapped
 
 
 @dataclass(frozen=True)
-class Standardised(Estimator):
+class Standardised(Wrapped):
     """(Φ_t − mean Φ) / (std Φ + 1e-8), mean and std over all steps of the batch (std with n in the denominator).
 
     It is biased: subtracting the batch's own mean shrinks the gradient, and long episodes weigh more in mean and std. The
@@ -34,34 +34,6 @@ class Standardised(Estimator):
     def label(self) -> str:
         """The name of the Φ inside."""
         return f"standardised({self.inner.label})"
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the Φ inside needs."""
-        return self.inner.needs
-
-    @property
-    def weighted(self) -> bool:
-        """Whether w_t = γ^t applies to the Φ inside."""
-        return self.inner.weighted
-
-    @property
-    def fits(self) -> bool:
-        """Whether the Φ inside takes numbers from other data."""
-        return self.inner.fits
-
-    @property
-    def matrix(self) -> Tensor | None:
-        """What the gradient is multiplied by."""
-        return self.inner.matrix
-
-    def bind(self, env: Environment, policy: nn.Module) -> Standardised:
-        """Bind the Φ inside."""
-        return Standardised(self.inner.bind(env, policy))
-
-    def fit(self, batch: Batch) -> Standardised:
-        """Fit the Φ inside."""
-        return Standardised(self.inner.fit(batch))
 
     def phi(self, batch: Batch) -> Tensor:
         """Return the standardised Φ_t, [M]."""
