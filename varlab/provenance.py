@@ -79,3 +79,10 @@ def provenance(result: Any, seeds: Mapping[str, int], command: Sequence[str]) ->
         "notes": list(result.notes),
         "settings": dict(result.settings),
     }
+
+
+def facts(command: str, seed: int) -> dict[str, Any]:
+    """Return what a page says of its making: command, seed, commit, numerics and versions."""
+    revision, dirty = commit()
+    told = f"{revision} with changes" if dirty else revision
+    return {"command": command, "seed": seed, "commit": told or "unknown", "numerics": varlab.NUMERICS, **versions()}

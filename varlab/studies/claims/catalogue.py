@@ -181,9 +181,8 @@ class Claim:
     def control_question(self) -> tuple[str, float, float]:
         """(direction, bound, margin) of the control."""
         c = self.control
-        return (
-            c.direction or self.direction, self.bound if c.bound is None else c.bound, self.margin if c.margin is None else c.margin
-        )  # fmt: skip
+        bound, margin = self.bound if c.bound is None else c.bound, self.margin if c.margin is None else c.margin
+        return c.direction or self.direction, bound, margin
 
 
 STUDIES: dict[str, Study] = {}

@@ -11,13 +11,40 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from varlab.analysis import marks
+from varlab.analysis import captions, marks
 from varlab.analysis import style as styles
+from varlab.studies.claims.catalogue import STUDIES
 
 #: Markers and greys of series that are not named after a Φ.
 SERIES = (
     ("#332288", "o"), ("#CC6677", "s"), ("#117733", "^"), ("#997700", "D"), ("#56B4E9", "v"), ("#882255", "P"), ("#777777", "X"),
 )  # fmt: skip
+
+
+def figure_of(name: str, rows: pd.DataFrame, style: object = None) -> styles.Figure:
+    """Draw the rows of a study as the study wants it, or by default."""
+    return (STUDIES[name].draw or draw)(rows, style)
+
+
+def caption(name: str, table: pd.DataFrame, command: str) -> str:
+    """Return the caption of a study's figure: what it shows, the claims that are read off it, n, digest and command.
+
+    Args:
+        name: of the study.
+        table: of :func:`varlab.studies.claims.judge.judge`.
+        command: that drew it.
+
+    Returns:
+        Markdown.
+    """
+    mine = table[table["study"] == name]
+    most = int(mine["n"].max())
+    size = "exact values" if most == 0 else f"n up to {most:,}"
+    outcomes = "; ".join(f"{r.claim} {r.outcome}" for r in mine.itertuples())
+    return (
+        f"{captions.MARK}\n{STUDIES[name].caption} {captions.INTERVAL}\n\n{outcomes}. {size}, budget {mine['budget'].iloc[0]}, seed "
+        f"{mine['seed'].iloc[0]}, digest {mine['digest'].iloc[0]}.\n\nCommand: `{command}`\n"
+    )
 
 
 def named(label: str, rank: int) -> styles.Look:
