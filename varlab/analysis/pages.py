@@ -37,8 +37,8 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
-body { font: 16px/1.5 Georgia, "Times New Roman", serif; color: #1b1b1b; background: #fdfdfb; max-width: 1080px; margin: 2rem auto;
-  padding: 0 1.2rem; }
+body { font: 16px/1.5 Georgia, "Times New Roman", serif; color: #1b1b1b; background: #fdfdfb; max-width: 1080px;
+  margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.2rem; margin-top: 2.4rem; border-bottom: 1px solid #ddd; }
 nav a { margin-right: 1rem; color: #332288; } p.lead { color: #555; margin-top: 0; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font: 13px/1.35 system-ui, sans-serif; margin: .6rem 0 1.2rem; }
@@ -63,7 +63,8 @@ dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; } code { font-size:
 {% for caption, frame in s.tables %}
 <div class="wide"><table><caption>{{ caption }}</caption>
 <thead><tr>{% for c in frame.columns %}<th>{{ c }}</th>{% endfor %}</tr></thead>
-<tbody>{% for row in frame.itertuples(index=False) %}<tr>{% for cell in row %}<td class="{{ kind(cell) }}">{{ cell }}</td>{% endfor %}</tr>
+<tbody>{% for row in frame.itertuples(index=False) %}
+<tr>{% for cell in row %}<td class="{{ kind(cell) }}">{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 {% endfor %}
 {% for caption, picture in s.figures %}
@@ -89,9 +90,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         HTML.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    parts = [
-        {**vars(s), "figures": [(caption, base64.b64encode(picture).decode()) for caption, picture in s.figures]} for s in sections
-    ]
+    parts = [{**vars(s), "figures": [(said, base64.b64encode(png).decode()) for said, png in s.figures]} for s in sections]
     return environment.from_string(_PAGE).render(title=title, lead=lead, sections=parts, kind=_kind)
 
 

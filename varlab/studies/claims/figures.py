@@ -41,9 +41,10 @@ def caption(name: str, table: pd.DataFrame, command: str) -> str:
     most = int(mine["n"].max())
     size = "exact values" if most == 0 else f"n up to {most:,}"
     outcomes = "; ".join(f"{r.claim} {r.outcome}" for r in mine.itertuples())
+    budget, seed, digest = (mine[c].iloc[0] for c in ("budget", "seed", "digest"))
     return (
-        f"{captions.MARK}\n{STUDIES[name].caption} {captions.INTERVAL}\n\n{outcomes}. {size}, budget {mine['budget'].iloc[0]}, seed "
-        f"{mine['seed'].iloc[0]}, digest {mine['digest'].iloc[0]}.\n\nCommand: `{command}`\n"
+        f"{captions.MARK}\n{STUDIES[name].caption} {captions.INTERVAL}\n\n"
+        f"{outcomes}. {size}, budget {budget}, seed {seed}, digest {digest}.\n\nCommand: `{command}`\n"
     )
 
 

@@ -37,9 +37,14 @@ def claims_page(table: pd.DataFrame, figures: Mapping[str, bytes], provenance: M
         for row in rows
     )
     controls = pd.DataFrame(
-        {"claim": r["claim"], "negative control": r["control"], "found": effect_text(r, "control_effect"), "outcome": r["control_outcome"]}
-        for r in rows
-    )  # fmt: skip
+        {
+            "claim": row["claim"],
+            "negative control": row["control"],
+            "found": effect_text(row, "control_effect"),
+            "outcome": row["control_outcome"],
+        }
+        for row in rows
+    )
     counts = table["outcome"].value_counts().to_dict()
     against = [
         f"{r['claim']}: {r['sentence']} {r['statistic']}: {effect_text(r)}, asked {r['question']}."
