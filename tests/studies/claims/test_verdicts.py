@@ -16,10 +16,12 @@ def effect(value, half, n=100, log=False):
 @pytest.mark.parametrize(
     ("direction", "bound", "margin", "value", "half", "outcome"),
     [
-        ("below", 1.0, 0.0, 0.5, 0.1, "holds"), ("below", 1.0, 0.0, 1.5, 0.1, "violated"), ("below", 1.0, 0.0, 0.95, 0.1, "undecided"),
-        ("above", 0.0, 0.0, 0.5, 0.1, "holds"), ("above", 0.0, 0.0, -0.5, 0.1, "violated"), ("above", 0.0, 0.0, 0.05, 0.1, "undecided"),
-        ("within", 0.0, 0.3, 0.0, 0.1, "holds"), ("within", 0.0, 0.3, 0.6, 0.1, "violated"), ("within", 0.0, 0.3, -0.6, 0.1, "violated"),
-        ("within", 0.0, 0.3, 0.25, 0.1, "undecided"), ("within", 0.0, 0.3, 0.0, 0.5, "undecided"),
+        ("below", 1.0, 0.0, 0.5, 0.1, "holds"), ("below", 1.0, 0.0, 1.5, 0.1, "violated"),
+        ("below", 1.0, 0.0, 0.95, 0.1, "undecided"), ("above", 0.0, 0.0, 0.5, 0.1, "holds"),
+        ("above", 0.0, 0.0, -0.5, 0.1, "violated"), ("above", 0.0, 0.0, 0.05, 0.1, "undecided"),
+        ("within", 0.0, 0.3, 0.0, 0.1, "holds"), ("within", 0.0, 0.3, 0.6, 0.1, "violated"),
+        ("within", 0.0, 0.3, -0.6, 0.1, "violated"), ("within", 0.0, 0.3, 0.25, 0.1, "undecided"),
+        ("within", 0.0, 0.3, 0.0, 0.5, "undecided"),
     ],
 )  # fmt: skip
 def test_outcomes(direction, bound, margin, value, half, outcome):
@@ -60,7 +62,8 @@ def test_holm_by_hand():
 def test_a_family_is_corrected_and_exact_members_need_none():
     questions = [("below", 1.0, 0.0)] * 3
     se = 0.1 / scipy.stats.norm.ppf(0.975)
-    own = [decide(str(i), e, *questions[i]) for i, e in enumerate((effect(1 - 2.2 * se, 0.1), Effect.exact(0.2), effect(1 - 5 * se, 0.1)))]
+    effects = (effect(1 - 2.2 * se, 0.1), Effect.exact(0.2), effect(1 - 5 * se, 0.1))
+    own = [decide(str(i), e, *questions[i]) for i, e in enumerate(effects)]
     assert [v.outcome for v in own] == ["holds", "holds", "holds"]
     made = family(own, questions)
     assert [v.adjusted for v in made] == pytest.approx([own[0].p_value, 0.0, 2 * own[2].p_value])
