@@ -79,7 +79,7 @@ class Study:
     Attributes:
         name: of its file and figure.
         run: budget → rows; columns as the claims that read them expect.
-        draw: (rows, style) → Figure, or None for the default (:mod:`varlab.studies.claims.figures`).
+        draw: (rows, style) → Figure, or None for the default (:func:`varlab.analysis.estimates.draw`).
         caption: one or two sentences: what was measured where, what the figure shows.
         version: raised when the rows change.
     """
