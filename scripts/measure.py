@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
 
     import varlab
     from varlab import configure, experiment, provenance, storage
-    from varlab.analysis import figures, tables
+    from varlab.analysis import figures, run_page, tables
 
     multirun = _entry.in_multirun()
     if multirun:
@@ -38,6 +38,9 @@ def main(cfg: DictConfig) -> None:
     if cfg.figures and not (done and (folder / "figures").is_dir()):
         convergence = tables.gather_convergence([folder])
         figures.save_all(summary, *convergence, folder / "figures", cfg.style, shlex.join(["python", *command]))
+    if not (done and (folder / "report.html").exists()):
+        pictures = {path.stem: path.read_bytes() for path in sorted((folder / "figures").glob("*.png"))}
+        storage.write_text(folder / "report.html", run_page.run_page(summary, record, pictures))
     if not done:
         storage.finish(folder, planned.digest, varlab.NUMERICS)
     if not multirun:

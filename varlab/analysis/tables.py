@@ -202,6 +202,8 @@ def short(x: float) -> str:
 
 
 def _range(row: Mapping[str, float], what: str, number: Callable[[float], str] = short) -> str:
+    if np.isnan(row[what]) and np.isnan(row[f"{what}_low"]):
+        return number(np.nan)  # nothing to bound
     return f"{number(row[what])} [{number(row[f'{what}_low'])}, {number(row[f'{what}_high'])}]"
 
 
@@ -269,7 +271,7 @@ def readable(summary: pd.DataFrame, width: int = 120) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _cells(summary: pd.DataFrame, number: Callable[[float], str]) -> tuple[list[str], pd.DataFrame]:
+def cells(summary: pd.DataFrame, number: Callable[[float], str] = short) -> tuple[list[str], pd.DataFrame]:
     """Return the columns that tell rows apart, and the frame of texts for print."""
     keys = [
         c
@@ -310,7 +312,7 @@ def to_latex(summary: pd.DataFrame) -> str:
             return rf"${mantissa}\times 10^{{{power}}}$"
         return {"–": "--", "inf": r"$\infty$"}.get(text, f"${text}$")
 
-    keys, frame = _cells(summary, number)
+    keys, frame = cells(summary, number)
     for c in [*keys, "Φ"]:
         frame[c] = [v.replace("_", r"\_") for v in frame[c]]
     frame = frame.rename(
@@ -328,7 +330,7 @@ def to_markdown(summary: pd.DataFrame) -> str:
     Returns:
         Markdown source.
     """
-    keys, frame = _cells(summary, short)
+    keys, frame = cells(summary, short)
     names = [*keys, "Φ"]
 
     def line(cells: Sequence[str]) -> str:

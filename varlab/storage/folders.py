@@ -13,7 +13,7 @@ from varlab.storage.atomic import abandoned, write_json, write_text
 #: What a run may write; a folder that holds one of these without being this run's is not touched.
 FILES = (
     "config.yaml", "summary.csv", "summary.parquet", "trajectories.parquet", "moments.npz", "critic.pt", "provenance.json",
-    "done.json",
+    "report.html", "done.json",
 )  # fmt: skip
 _HEADER = "# digest: "
 
