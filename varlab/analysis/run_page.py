@@ -25,21 +25,22 @@ def run_page(summary: pd.DataFrame, record: Mapping[str, Any], pictures: Mapping
         HTML.
     """
     first = summary.iloc[0]
-    _, frame = tables.cells(summary)
+    keys, frame = tables.cells(summary)
+    frame = frame.drop(columns=[k for k in keys if frame[k].nunique() == 1])
     cost = summary[list(COST)].copy()
     for name in ("steps", "efficiency", "exact_variance"):
         cost[name] = [tables.short(float(x)) if pd.notna(x) else "–" for x in cost[name]]
     cost["flag"] = cost["flag"].fillna("")
     said = (
-        f"Each Φ at fixed θ over the same {int(first['n']):,} trajectories. Variance is tr Cov of one trajectory's gradient, ratio is "
-        "paired, bias² an unbiased estimate of ‖E g − ∇J‖² (negative where there is none to see), p of its test, NSR "
-        "variance/‖∇J‖², cosine that to ∇J of the mean of a batch. Brackets are 95 % intervals."
+        f"Each Φ at fixed θ over the same {int(first['n']):,} trajectories. Variance is tr Cov of one trajectory's gradient, ratio "
+        "is paired, bias² an unbiased estimate of ‖E g − ∇J‖² (negative where there is none to see), p of its test, NSR "
+        f"variance/‖∇J‖², cosine that to ∇J of the mean of {int(first['batch_size'])} trajectories. Brackets are 95 % intervals."
     )
     made = {k: v for k, v in record.items() if k not in ("settings", "versions", "notes") and not isinstance(v, Mapping)}
     made |= {f"seed of {k}": v for k, v in record.get("seeds", {}).items()}
     made |= {f"steps of {k}": f"{v:,}" for k, v in record.get("steps", {}).items()}
     made["command"] = " ".join(record.get("command", []))
-    drawn = [(captions.DRAWN.get(name, name), png) for name, png in pictures.items()]
+    drawn = [(said, pictures[name]) for name, said in captions.DRAWN.items() if name in pictures]
     sections = [
         Section("Variance, bias, cosine", [said, *record.get("notes", [])], [("", frame)]),
         Section("Cost and exact values", tables=[("Efficiency is 1/(variance × steps of a trajectory).", cost)]),
