@@ -1,7 +1,7 @@
 """The variance of group estimators as a function of the group size, in closed form: between prompts, within, and baseline noise.
 
-Let S be the score of an answer, R its return, V(s) and ∇J_s the mean return and its gradient at prompt s, r = R − V(s). A group of G
-answers to one prompt with leave-one-out baselines has, as E S = 0 makes all other products vanish,
+Let S be the score of an answer, R its return, V(s) and ∇J_s the mean return and its gradient at prompt s, r = R − V(s). A group
+of G answers to one prompt with leave-one-out baselines has, as E S = 0 makes all other products vanish,
 
     G · tr Cov(ĝ | s) = a_s + c_s / (G − 1),   a_s = E‖S‖² r² − ‖∇J_s‖²,   c_s = E r² · E‖S‖² + ‖∇J_s‖²,
 
@@ -90,7 +90,9 @@ class GroupTerms:
             InputError: for a world of several steps.
         """
         if env.finite is None or env.horizon != 1:
-            raise checks.InputError(f"A finite world of one step was expected, but {env.name} is none; list its answers for of().")
+            raise checks.InputError(
+                f"A finite world of one step was expected, but {env.name} is none; list its answers for GroupTerms.of."
+            )
         double = policies.prepare(policy, torch.float64, torch.device("cpu"))
         pi, z, support = score_table(env.finite, double)
         s, a = pi.shape

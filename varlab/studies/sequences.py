@@ -1,8 +1,8 @@
 """Sequences of tokens under a softmax table of the last token: every sequence is listed, so that all moments are exact.
 
-A policy writes T tokens out of A; each is drawn given the one before it, and the whole pays once, at its end, as an answer that is
-checked. g = Σ_t z_t (R − b_t) with baselines of the time, and surrogate gradients where another policy wrote, are linear in the
-scores of the A^T sequences.
+A policy writes T tokens out of A; each is drawn given the one before it, and the whole pays once, at its end, as an answer that
+is checked. g = Σ_t z_t (R − b_t) with baselines of the time, and surrogate gradients where another policy wrote, are linear in
+the scores of the A^T sequences.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from varlab.studies.claims.verdicts import DIRECTIONS, Effect
 TAGS = {"C": "code or logs read", "T": "text read", "A": "abstract read", "X": "derived here", "M": "from memory"}
 #: Files of claims, in the order of the catalogue.
 FAMILIES = (
-    "spinning_up", "mirage", "ilyas", "baselines", "systems", "control_variates", "discounting", "groups", "tokens", "learning",
-    "order",
+    "spinning_up", "mirage", "ilyas", "baselines", "systems", "control_variates", "discounting", "groups", "normalisation",
+    "tokens", "learning", "order",
 )  # fmt: skip
 #: Claims of the literature that need MuJoCo-hours or language models: cited, not reproduced.
 CITED = {

@@ -1,4 +1,4 @@
-"""Claims about baselines of groups, and about normalised advantages: RL-1 … RL-5 and AN-1, most of them decided by enumeration."""
+"""Claims about baselines of groups, RL-1 … RL-5, most of them decided by enumeration."""
 
 from __future__ import annotations
 
@@ -193,9 +193,10 @@ claim(
     control=Control("a mean does", lambda rows: Effect.exact(min(_turn(rows, g, "group_mean").value for g in GROUPS))),
 )  # fmt: skip
 claim(
-    id="RL-3d", sentence="Of 8 answers with 3 right, GRPO gives 1.21 and −0.72, leave-one-out 0.71 and −0.43.", source=LIU, tag="A",
-    study="group_normalised", statistic="largest difference of the four numbers, within their rounding", direction="within",
-    bound=0.0, margin=0.005, effect=lambda rows: cell(rows, label="std with n − 1"), published="1.21/−0.72, 0.71/−0.43 [T]",
+    id="RL-3d", sentence="Of 8 answers with 3 right, GRPO gives 1.21 and −0.72, leave-one-out 0.71 and −0.43.", source=LIU,
+    tag="T", study="group_normalised", statistic="largest difference of the four numbers, within their rounding",
+    direction="within", bound=0.0, margin=0.005, effect=lambda rows: cell(rows, label="std with n − 1"),
+    published="1.21/−0.72, 0.71/−0.43 [T]",
     control=Control("with a standard deviation that divides by n", lambda rows: cell(rows, label="std with n")),
 )  # fmt: skip
 
@@ -236,10 +237,12 @@ def _best(rows: pd.DataFrame, label: str, large: int = BUDGETS[1]) -> Effect:
     return ratio(*(cell(rows, what="best group", label=label, x=x) for x in (large, BUDGETS[0])))
 
 
-def _worst_measured(rows: pd.DataFrame) -> Effect:
-    """Return the measured over the exact variance of leave-one-out at the group size where the exact one is largest."""
-    one = rows[(rows["panel"] == "n · tr Cov") & (rows["label"] == "leave_one_out")].sort_values("exact").iloc[-1]
-    return Effect(*(float(one[c]) / one["exact"] for c in ("value", "value_low", "value_high")), int(one["n"]), True)
+def _measured(rows: pd.DataFrame, closed: str = "leave_one_out") -> Effect:
+    """Return the measured variance of leave-one-out at G = 2 over the closed form of a baseline."""
+    panel = "n · tr Cov"
+    e = cell(rows, panel=panel, label="leave_one_out", x=2)
+    exact = float(rows[(rows["panel"] == panel) & (rows["label"] == closed) & (rows["x"] == 2)]["exact"].iloc[0])
+    return Effect(e.value / exact, e.low / exact, e.high / exact, e.n, log=True)
 
 
 ZHOU = "Zhou, Ye, Xu, Zhu, Gong, Shi, 2026, Demystifying Group Relative Policy Optimization"
@@ -264,16 +267,11 @@ claim(
     control=Control("nor with 65,536 answers", lambda rows: _best(rows, "group_mean", 2**16)),
 )  # fmt: skip
 claim(
-    id="RL-4d", sentence="The variance of the group gradient is that of a U-statistic: between prompts, within, and one over G − 1.",
-    source=ZHOU, tag="A", study="group_budget", statistic="measured over closed form where that is largest, within 0.1 of 1",
-    direction="within", bound=1.0, margin=0.1, effect=_worst_measured, needs=("leave_one_out",),
-    control=Control(
-        "the last term is nothing: with the true V the closed form at G = 2 is the same",
-        lambda rows: Effect.exact(
-            cell(rows, panel="MSE with 256 answers", label="value_baseline", x=2).value
-            / cell(rows, panel="MSE with 256 answers", label="leave_one_out", x=2).value
-        ),
-    ),
+    id="RL-4d", source=ZHOU, tag="A", study="group_budget",
+    sentence="The group gradient has the variance of a U-statistic: between prompts, within them, and a term over G − 1.",
+    statistic="measured over closed form at G = 2, where the last term is largest, within 0.1 of 1", direction="within",
+    bound=1.0, margin=0.1, effect=_measured, needs=("leave_one_out",),
+    control=Control("the last term is nothing", lambda rows: _measured(rows, "value_baseline")),
 )  # fmt: skip
 
 
@@ -337,64 +335,12 @@ claim(
 )  # fmt: skip
 claim(
     id="RL-5d", sentence="A James-Stein baseline never varies more than the mean of each group.", source=ZENG, tag="A",
-    study="group_shrinkage", statistic="largest ratio of variances over prompts and G, three groups", direction="below", bound=1.0,
-    effect=lambda rows: Effect.exact(rows[rows["panel"] == "three groups"]["value"].max()), condition="in general",
+    study="group_shrinkage", statistic="largest ratio of variances over prompts and G, three groups",
+    direction="below", bound=1.0, condition="in general",
+    effect=lambda rows: Effect.exact(rows[rows["panel"] == "three groups"]["value"].max()),
     needs=("james_stein", "leave_one_out"),
     control=Control(
         "nor less than it at its worst, on the same prompts with G = 4",
         lambda rows: cell(rows, panel="three groups", label="p = 1/2, and always", x=4),
     ),
-)  # fmt: skip
-
-
-@study(
-    "normalised_advantages",
-    "Sine of the angle between E ĝ and ∇J where the advantages R − V of a batch are standardised over the batch, or over "
-    "minibatches of it: all batches on two prompts, enumerated.",
-    draw=curves("batch size", "sin(angle to ∇J)", "x"),
-)
-def normalised_advantages(budget: Budget) -> pd.DataFrame:
-    """Enumerate batches of independent answers."""
-    env, policy = solved((0.3, 0.9))
-    rows, found = [], {}
-    for n in GROUPS:
-        units = enumerate_units(env, policy, n, shared_start=False)
-        found[n] = units.moments(units.phi(estimators.parse("normalised_advantage(lam=1)"))).direction_bias
-        rows.append(row("normalised_advantage", found[n], panel="p = 0.3, 0.9", x=n))
-        plain = units.phi(estimators.parse("gae(lam=1)"))
-        centred = plain - plain.mean(1, keepdims=True)
-        rows.append(row("less the batch mean", units.moments(centred).direction_bias, panel="p = 0.3, 0.9", x=n))
-        if n >= 4 and n % 4 == 0:  # minibatches are batches: the mean of their gradients has the mean of one
-            rows.append(row("by minibatches of 4", found[4], panel="p = 0.3, 0.9", x=n))
-        group = enumerate_units(env, policy, n)
-        by_prompt = group.moments(group.phi(estimators.parse("group_normalised"))).direction_bias
-        rows.append(row("by prompt", by_prompt, panel="", x=n))
-    return pd.DataFrame(rows)
-
-
-def _tilt(rows: pd.DataFrame, n: int, label: str = "normalised_advantage") -> Effect:
-    return cell(rows, label=label, x=n)
-
-
-ISSUES = "issues 485 of Stable-Baselines3, 544 and 323 of OpenAI baselines"
-claim(
-    id="AN-1a", sentence="Standardising advantages over a batch biases the direction of the gradient.", source=ISSUES, tag="T",
-    study="normalised_advantages", statistic="sine of the angle between E ĝ and ∇J, batch of 4, exact V", direction="above",
-    bound=0.01, effect=lambda rows: _tilt(rows, 4), needs=("normalised_advantage(lam=1)",),
-    control=Control("subtracting the mean of the batch does", lambda rows: _tilt(rows, 4, "less the batch mean")),
-)  # fmt: skip
-claim(
-    id="AN-1b", sentence="That bias goes away as the batch grows.", source=ISSUES, tag="T", study="normalised_advantages",
-    statistic="sine of the angle at 32 over that at 4", direction="below", bound=0.5, needs=("normalised_advantage(lam=1)",),
-    effect=lambda rows: ratio(_tilt(rows, 32), _tilt(rows, 4)), condition="exact V",
-    control=Control(
-        "so does that of standardising by prompt", lambda rows: ratio(_tilt(rows, 32, "by prompt"), _tilt(rows, 4, "by prompt"))
-    ),
-)  # fmt: skip
-claim(
-    id="AN-1c", sentence="Standardising over minibatches biases more than over the batch.", source=ISSUES, tag="T",
-    study="normalised_advantages", statistic="sine of the angle, minibatches of 4 over the batch of 32", direction="above",
-    bound=2.0, effect=lambda rows: ratio(_tilt(rows, 32, "by minibatches of 4"), _tilt(rows, 32)), condition="exact V",
-    needs=("normalised_advantage(lam=1)",),
-    control=Control("minibatches of 2 twice as much as of 4", lambda rows: ratio(_tilt(rows, 2), _tilt(rows, 4))),
 )  # fmt: skip

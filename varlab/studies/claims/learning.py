@@ -83,8 +83,8 @@ def _simplex(rows: pd.DataFrame, style: object = None) -> styles.Figure:
 
 @study(
     "equal_variance",
-    "Three arms that pay 1, 0.7 and 0, learnt with b* and b* ± 1/2, which have equal variance at every policy. Above: runs of the "
-    "natural gradient (η = 0.1) on the simplex, all from its middle; below: mean distance of J from its maximum.",
+    "Three arms that pay 1, 0.7 and 0, learnt with b* and b* ± 1/2, which have equal variance at every policy. Above: runs of "
+    "the natural gradient (η = 0.1) on the simplex, all from its middle; below: mean distance of J from its maximum.",
     draw=_simplex,
 )
 def equal_variance(budget: Budget) -> pd.DataFrame:
@@ -231,8 +231,8 @@ def _bounded(rows: pd.DataFrame) -> Effect:
 
 
 claim(
-    id="ME-1d", sentence="Yet with V learning converges at least as fast as 1/t.", source=MEI, tag="A", study="natural_on_two_arms",
-    statistic="slope of log(1 − J) over log t, 25 to 800 updates", direction="below", bound=-0.9,
+    id="ME-1d", sentence="Yet with V learning converges at least as fast as 1/t.", source=MEI, tag="A",
+    study="natural_on_two_arms", statistic="slope of log(1 − J) over log t, 25 to 800 updates", direction="below", bound=-0.9,
     effect=lambda rows: cell(rows, what="slope", label="V"), condition="two arms that pay 1 and 0.6, η = 1/2",
     control=Control("without a baseline too", lambda rows: cell(rows, what="slope", label="no baseline")),
 )  # fmt: skip
@@ -246,8 +246,8 @@ claim(
 
 @study(
     "shared_critics",
-    "Two bandits with three arms, rewards (1, 0.9, 0.8) and (0.4, 0.2, 0), learnt side by side (η = 2) without baseline, with one V "
-    "for both, and with the V of each: mean distance of J from its maximum.",
+    "Two bandits with three arms, rewards (1, 0.9, 0.8) and (0.4, 0.2, 0), learnt side by side (η = 2) without baseline, with "
+    "one V for both, and with the V of each: mean distance of J from its maximum.",
     draw=curves("updates", "max r − J"),
 )
 def shared_critics(budget: Budget) -> pd.DataFrame:
