@@ -114,7 +114,6 @@ class Sequences:
             product=(p * self.pays) @ inner,
             norm=p @ norm,
             cumulative=((p * self.pays) @ norm.cumsum(1)) / (p @ norm.cumsum(1)),
-            own=((p * self.pays) @ norm) / (p @ norm),
             mean=float(p @ self.pays),
             spread=float(p @ self.pays**2 - (p @ self.pays) ** 2),
             gradient_sq=float(grad @ grad),
@@ -172,7 +171,6 @@ class TokenMoments:
         product: [T] E⟨z_t, g_0⟩.
         norm: [T] E‖z_t‖².
         cumulative: [T] E[W_t R] / E W_t with W_t = Σ_{u≤t} ‖z_u‖², the optimal token baseline of its source.
-        own: [T] E[‖z_t‖² R] / E‖z_t‖².
         mean: E R, the limit of a group mean.
         spread: Var R.
         gradient_sq: ‖∇J‖².
@@ -182,7 +180,6 @@ class TokenMoments:
     product: np.ndarray
     norm: np.ndarray
     cumulative: np.ndarray
-    own: np.ndarray
     mean: float
     spread: float
     gradient_sq: float
