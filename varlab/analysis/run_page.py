@@ -32,7 +32,7 @@ def run_page(summary: pd.DataFrame, record: Mapping[str, Any], pictures: Mapping
         cost[name] = [tables.short(float(x)) if pd.notna(x) else "–" for x in cost[name]]
     cost["flag"] = cost["flag"].fillna("")
     said = (
-        f"Each Φ at fixed θ over the same {int(first['n']):,} trajectories. Variance is tr Cov of one trajectory's gradient, ratio "
+        f"Each Φ at fixed θ over the same {int(first['n']):,} trajectories. Variance is tr Cov of one gradient, ratio "
         "is paired, bias² an unbiased estimate of ‖E g − ∇J‖² (negative where there is none to see), p of its test, NSR "
         f"variance/‖∇J‖², cosine that to ∇J of the mean of {int(first['batch_size'])} trajectories. Brackets are 95 % intervals."
     )

@@ -68,5 +68,6 @@ def rows_or(path: str | Path, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
 
 
 def _checksum(rows: pd.DataFrame) -> str:
-    text = rows.to_json(orient="split", double_precision=15, index=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    columns = ",".join(f"{name}:{kind}" for name, kind in rows.dtypes.items())
+    content = pd.util.hash_pandas_object(rows, index=False).to_numpy().tobytes()
+    return hashlib.sha256(columns.encode() + content).hexdigest()[:32]
