@@ -58,6 +58,8 @@ def main(cfg: DictConfig) -> None:
     storage.write_text(out / "table.tex", tables.to_latex(table))
     storage.write_text(out / "report.html", pages.claims_page(table, pictures, provenance.facts(command, cfg.seed)))
     print(tables.readable(table))
+    if catalogue.missing():
+        print(f"Without an entry: {', '.join(catalogue.missing())}.")
     print("Written:", *(out / f for f in ("table.csv", "table.md", "table.tex", "report.html")), sep="\n  ")
 
 

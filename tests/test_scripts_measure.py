@@ -29,7 +29,8 @@ COLUMNS = """
     mse_low mse_high nsr_low nsr_high cosine cosine_low cosine_high grad_norm_low grad_norm_high exact_bias_sq exact_nsr
     flag reference_digest digest
 """.split()
-FILES = {"config.yaml", "summary.csv", "summary.parquet", "trajectories.parquet", "moments.npz", "provenance.json", "done.json"}
+FILES = {"config.yaml", "summary.csv", "summary.parquet", "trajectories.parquet", "moments.npz", "provenance.json", "report.html",
+         "done.json"}  # fmt: skip
 #: FrozenLake with the text's first three Φ, no figures: about a second.
 SMALL = ("env=frozenlake", "policy=softmax_table", "phi=[total_return,reward_to_go,value_baseline]", "n=200", "pilot=100",
          "figures=false")  # fmt: skip
