@@ -56,6 +56,7 @@ def main(cfg: DictConfig) -> None:
         table.to_csv(part, index=False)
     storage.write_text(out / "table.md", tables.to_markdown(table))
     storage.write_text(out / "table.tex", tables.to_latex(table))
+    storage.write_text(out / "contradicted.md", tables.contradicted_to_markdown(table))
     storage.write_text(out / "report.html", pages.claims_page(table, pictures, provenance.facts(command, cfg.seed)))
     print(tables.readable(table))
     if catalogue.missing():

@@ -9,6 +9,7 @@ from varlab.analysis import readme
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE, RULES, SPEED = "results/reproduce/table.md", "results/calibration/rules.md", "results/benchmarks/latest.json"
+CLAIMS = "results/claims/contradicted.md"
 
 
 def filled() -> str:
@@ -16,6 +17,7 @@ def filled() -> str:
     parts = {
         TABLE: (ROOT / TABLE).read_text(encoding="utf-8").strip(),
         SPEED: readme.speed_table((ROOT / SPEED).read_text(encoding="utf-8")),
+        CLAIMS: (ROOT / CLAIMS).read_text(encoding="utf-8").strip(),
         RULES: (ROOT / RULES).read_text(encoding="utf-8").strip(),
         "phi": readme.phi_table(),
         "worlds": readme.worlds_table(),

@@ -49,6 +49,26 @@ def to_markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
+def contradicted_to_markdown(table: pd.DataFrame) -> str:
+    """Return how many claims hold, and the violated ones with what was found: the short table of a README.
+
+    Args:
+        table: of :func:`varlab.studies.claims.judge.judge`.
+
+    Returns:
+        Markdown.
+    """
+    counts = table["outcome"].value_counts()
+    told = ", ".join(f"{counts.get(o, 0)} {'hold' if o == 'holds' else f'are {o}'}" for o in SIGNS)
+    lines = [f"Of {len(table)} claims {told}. Those that are violated:", ""]
+    lines += ["| claim | what is said | asked | found |", "|---|---|---|---|"]
+    for row in table[table["outcome"] == "violated"].to_dict("records"):
+        said = row["sentence"] + (f" *({row['condition']})*" if row["condition"] else "")
+        cells = [row["claim"], f"{said} {row['statistic']}", row["question"], effect_text(row)]
+        lines.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def readable(table: pd.DataFrame) -> str:
     """Return a table for a terminal: claim, outcome, effect and what was asked, statistic."""
     rows = [(r["claim"], r["outcome"], effect_text(r), r["question"], r["statistic"]) for r in table.to_dict("records")]
