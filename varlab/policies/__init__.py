@@ -1,7 +1,7 @@
 """Policies: softmax table, linear, MLP, and any ``nn.Module`` whose forward gives a torch Distribution."""
 
 from varlab.policies.base import Broadcast, log_prob, num_parameters, parameters, prepare, sample
-from varlab.policies.networks import MLP, Linear, SoftmaxTable
+from varlab.policies.networks import MLP, Linear, Logistic, SoftmaxTable
 from varlab.policies.parameter_exploring import Controller, ParameterDistribution
 from varlab.policies.registry import KINDS, make
 
@@ -11,6 +11,7 @@ __all__ = [
     "Broadcast",
     "Controller",
     "Linear",
+    "Logistic",
     "ParameterDistribution",
     "SoftmaxTable",
     "log_prob",

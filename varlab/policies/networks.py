@@ -1,4 +1,4 @@
-"""Softmax tables, linear policies and multilayer perceptrons; categorical and diagonal Gaussian."""
+"""Softmax tables, linear and logistic policies, and multilayer perceptrons; categorical and diagonal Gaussian."""
 
 from __future__ import annotations
 
@@ -72,6 +72,39 @@ class Linear(NetworkPolicy):
     def __init__(self, env: Environment, log_std: float = -0.5) -> None:
         """Build with torch's default initialisation."""
         super().__init__(env, nn.Linear(env.num_features, env.num_actions), log_std)
+
+
+class Logistic(NetworkPolicy):
+    """Two actions by logistic regression without a bias: π(1 | x) = 1 / (1 + exp(−w · x)); P is the number of features.
+
+    The smallest policy that can hold CartPole up: four parameters.
+    """
+
+    def __init__(self, env: Environment, weight: Sequence[float] | None = None) -> None:
+        """Start from ``weight`` w [d], zero if None.
+
+        Raises:
+            InputError: unless there are two actions, or if w has another length.
+        """
+        if not (env.discrete_actions and env.num_actions == 2):
+            raise checks.InputError(
+                f"Two actions were expected for a logistic policy, but {env.name} has {env.action_space}; use policy=linear."
+            )
+        net = nn.Linear(env.num_features, 1, bias=False)
+        w = torch.zeros(env.num_features) if weight is None else torch.as_tensor(weight)
+        if w.shape != (env.num_features,):
+            raise checks.InputError(
+                f"One weight for each of the {env.num_features} features of {env.name} was expected, but came shape "
+                f"{tuple(w.shape)}; give a vector of that length."
+            )
+        with torch.no_grad():
+            net.weight.copy_(w.unsqueeze(0))
+        super().__init__(env, net, 0.0)
+
+    def forward(self, obs: Tensor) -> Distribution:
+        """Return the categorical distribution with logits (0, w · x)."""
+        score = self.net(features(obs, self.num_classes, self.net.weight.dtype))
+        return categorical(torch.cat([torch.zeros_like(score), score], -1))
 
 
 class MLP(NetworkPolicy):
