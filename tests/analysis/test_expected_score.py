@@ -43,7 +43,9 @@ def test_sizes_are_the_scores_own():
     policy = policies.Logistic(CARTPOLE, (0.1, -0.2, 0.3, 1.0))
     traj = rollout(CARTPOLE, policy, 5, np.random.SeedSequence(0))
     p = policy(traj.obs).probs[:, 1].double().detach()
-    torch.testing.assert_close(expected_score(policy, traj).size, (p * (1 - p)).sqrt() * traj.obs.double().norm(dim=1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        expected_score(policy, traj).size, (p * (1 - p)).sqrt() * traj.obs.double().norm(dim=1), rtol=1e-5, atol=0
+    )
 
 
 def test_actions_of_another_policy_are_noticed():

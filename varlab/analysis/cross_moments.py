@@ -84,7 +84,9 @@ class CrossMoments:
         norm_sq = float(flat @ flat)
         if self.blocks is None:
             return norm_sq, Interval(norm_sq, norm_sq)
-        found = CentredBlocks.of(np.full(len(self.blocks), self.n // len(self.blocks)), self.blocks[:, where].reshape(len(self.blocks), -1))
+        found = CentredBlocks.of(
+            np.full(len(self.blocks), self.n // len(self.blocks)), self.blocks[:, where].reshape(len(self.blocks), -1)
+        )
         norm_sq, inner = float(found.mean @ found.mean), found.dev @ found.mean
         factor = bias.contribution(found.weight)
         gram, signs = factor[:, None] * found.gram * factor, bias.random_signs(rng, bias.LEAST_DRAWS, len(factor))
@@ -113,7 +115,9 @@ def exact(env: Environment, policy: nn.Module) -> CrossMoments:
     """
     mdp = env.finite
     if mdp is None:
-        raise checks.InputError(f"A finite MDP was expected for an exact map, but {env.name} has no outcome lists; use sampled().")
+        raise checks.InputError(
+            f"A finite MDP was expected for an exact map, but {env.name} has no outcome lists; use sampled()."
+        )
     double = policies.prepare(policy, torch.float64, torch.device("cpu"))
     with torch.no_grad():
         pi = policy_table(double, mdp)

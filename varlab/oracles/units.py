@@ -189,7 +189,8 @@ def _walk(env: Environment, pi: Tensor) -> tuple[Trajectories, Tensor]:
     length = torch.cat([torch.full_like(last, len(steps)) for _, _, last, steps in ended])
     end, last = (torch.cat([x[i] for x in ended]) for i in (1, 2))
     traj = Trajectories(
-        obs=mdp.seen[columns[0]], action=columns[1], reward=columns[2], offsets=torch.cat([length.new_zeros(1), length.cumsum(0)]),
+        obs=mdp.seen[columns[0]], action=columns[1], reward=columns[2],
+        offsets=torch.cat([length.new_zeros(1), length.cumsum(0)]),
         terminated=end, truncated=~end, last_obs=mdp.seen[last], horizon=env.horizon, state=columns[0], last_state=last,
         env=env.name,
     )  # fmt: skip

@@ -1,12 +1,12 @@
-"""CartPole-v1 with T = 200: what past rewards and baselines do to the variance (SU-6, SU-7, SU-8, SU-9), and the simplest code (SU-1).
+"""CartPole-v1 with T = 200: past rewards and baselines (SU-6 to SU-9), and the simplest code (SU-1).
 
 The policy is logistic with four parameters, at θ = 0, at a θ that holds the pole up about twice as long, and at one that holds it
 up about five times as long. With R = G_t + D, D_t = Σ_{u<t} r_u the past that reward-to-go drops,
 
     Var(R) = Var(G) + Var(D) + 2 Cov(G, D)
 
-in traces of the gradients' covariances: what dropping gains is Var(D) + 2 Cov(G, D), which may be negative. All Φ are weights of the
-same trajectories; V is a critic fitted on trajectories of its own, the constant the mean of G_t on those.
+in traces of the gradients' covariances: what dropping gains is Var(D) + 2 Cov(G, D), which may be negative. All Φ are weights of
+the same trajectories; V is a critic fitted on trajectories of its own, the constant the mean of G_t on those.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Traces:
             blocks = CentredBlocks.of_choice(moments, k)
             self.of[name] = pooled_variance(moments.units.astype(float), moments.trace_m2[:, k], blocks.dev_sq)
 
-    def row(self, quantity: str, label: str, function: Callable[..., np.ndarray], names: tuple[str, ...], scale: Scale, **more) -> dict:  # noqa: ANN003
+    def row(
+        self, quantity: str, label: str, function: Callable[..., np.ndarray], names: tuple[str, ...], scale: Scale, **more
+    ) -> dict:  # noqa: ANN003
         """Return a smooth function of traces with its jackknife interval."""
         value = float(function(*(self.of[n][0] for n in names)))
         loo = function(*(self.of[n][1] for n in names))
@@ -92,7 +94,14 @@ def at(panel: str, budget: Budget) -> list[dict]:
     more = {"panel": panel}
     rows = [
         *_biases(found.summary, reference, **more),
-        square(found.moments, d, float(reference.grad @ reference.grad), numpy_generator(Streams(budget.seed).sequence("bootstrap", 9)), d, **more),
+        square(
+            found.moments,
+            d,
+            float(reference.grad @ reference.grad),
+            numpy_generator(Streams(budget.seed).sequence("bootstrap", 9)),
+            d,
+            **more,
+        ),
         traces.row("part", "Var(G)/Var(R)", lambda r, g: g / r, (r, g), LOG, **more),
         traces.row("part", "Var(D)/Var(R)", lambda r, d: d / r, (r, d), LOG, **more),
         traces.row("part", "2 Cov(G, D)/Var(R)", lambda r, g, d: (r - g - d) / r, (r, g, d), LINEAR, **more),
@@ -102,15 +111,19 @@ def at(panel: str, budget: Budget) -> list[dict]:
     ]
     for label in (r, "constant_baseline", "value_baseline", "past twice", "20 added"):
         rows.append(traces.row("ratio to reward-to-go", label, lambda x, g: x / g, (label, g), LOG, **more))
-    rows.append(traces.row("ratio to constant", "value_baseline", lambda x, c: x / c, ("value_baseline", "constant_baseline"), LOG, **more))
+    rows.append(
+        traces.row(
+            "ratio to constant", "value_baseline", lambda x, c: x / c, ("value_baseline", "constant_baseline"), LOG, **more
+        )
+    )
     rows.append(traces.row("ratio to total return", "past twice", lambda x, r: x / r, ("past twice", r), LOG, **more))
     return rows
 
 
 @study(
     "su_cartpole",
-    "CartPole-v1, T = 200, logistic policy of four parameters at three θ: variances of one trajectory's gradient over that of the total "
-    "return, and the parts Var(R) = Var(G) + Var(D) + 2 Cov(G, D) that dropping past rewards D changes.",
+    "CartPole-v1, T = 200, logistic policy of four parameters at three θ: variances of one trajectory's gradient over that of the "
+    "total return, and the parts Var(R) = Var(G) + Var(D) + 2 Cov(G, D) that dropping past rewards D changes.",
     cartpole_figure,
 )
 def cartpole(budget: Budget) -> pd.DataFrame:
@@ -128,7 +141,7 @@ def simplest(budget: Budget) -> pd.DataFrame:
     env = envs.make("CartPole-v1", HORIZON)  # v0 is the same world with this limit
     policy = policies.make("mlp", env, theta_seed=budget.seed, hidden=HIDDEN)
     phi = ["total_return", "reward_to_go", *(of_other(w) for w in ("mean log-probability", "one"))]
-    found = varlab.measure(env, policy, phi, n=(n := budget.n(100_000)), n_reference=REFERENCE * n, seed=budget.seed)
+    found = varlab.measure(env, policy, phi, n=(n := budget.n(300_000)), n_reference=REFERENCE * n, seed=budget.seed)
     rows = [x for x in _biases(found.summary, found.references["J_1"]) if x["label"] != "one"]
     spread = float(found.summary.set_index("phi")["variance"]["one"])
     generator = numpy_generator(Streams(budget.seed).sequence("bootstrap", 9))

@@ -81,7 +81,9 @@ def _of_world(number: int, seed: int) -> Iterator[dict]:
     for label, mean in means.items():
         yield row("mean", label, relative(truth + mean if label == "past" else mean, truth), world=number)
     yield row("past", "total_return − reward_to_go", relative(means["total_return"], means["reward_to_go"]), world=number)
-    yield row("past", "total_return − from the next step", relative(means["total_return"], means["from the next step"]), world=number)
+    yield row(
+        "past", "total_return − from the next step", relative(means["total_return"], means["from the next step"]), world=number
+    )
     variances = listed.covariance(g).diagonal()[: len(SAME_MEAN)]
     yield row("spread", "largest over smallest variance", float(variances.max() / variances.min()), world=number)
     again = listed.gradients([estimators.parse("gae(lam=1.0)"), estimators.parse("value_baseline")])
@@ -92,7 +94,11 @@ def _of_world(number: int, seed: int) -> Iterator[dict]:
         yield row("score", label, np.abs(ours - theirs).max() / np.abs(theirs).max(), world=number)
 
 
-@study("su_identities", "Relative deviation of what should be equal, exactly; controls below the line are wrong on purpose.", deviations)
+@study(
+    "su_identities",
+    "Relative deviation of what should be equal, exactly; controls below the line are wrong on purpose.",
+    deviations,
+)
 def identities(budget: Budget) -> pd.DataFrame:
     """Return the largest deviation of each identity over random MDPs, and expected scores of policies of several kinds."""
     each = pd.DataFrame(r for number in range(WORLDS) for r in _of_world(number, budget.seed))
@@ -106,7 +112,7 @@ def identities(budget: Budget) -> pd.DataFrame:
 
 
 def expected_scores(seed: int) -> list[dict]:
-    """Return ‖E_a z‖/√E‖z‖², the largest of the states of 100 episodes, for policies of several kinds and for ε-greedy actions."""
+    """Return ‖E_a z‖/√E‖z‖², the largest of the states of 100 episodes, several policies, and ε-greedy actions."""
     cartpole, pendulum, lake = envs.make("CartPole-v1", 50), envs.make("Pendulum-v1", 20), envs.make("FrozenLake-v1", 50)
     kinds = {
         "softmax table": (lake, table(lake, seed)),

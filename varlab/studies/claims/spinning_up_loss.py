@@ -1,8 +1,8 @@
 """The loss whose gradient is the policy gradient, minimised on data that no longer fit (SU-3): exactly, on random MDPs.
 
 With c(s, a) = Σ over the data of 1{s_t = s, a_t = a} R(τ), the loss of a softmax table is L(θ) = −Σ c(s, a) log π_θ(a | s). All
-data of θ_0 stand for a batch without sampling error, twenty episodes for a batch as it is used. The policies were improved first by
-30 exact gradient steps, so that there is performance to lose. Returns are shifted by a constant to either side of 0: that changes
+data of θ_0 stand for a batch without sampling error, twenty episodes for a batch as it is used. The policies were improved first
+by 30 exact gradient steps, so that there is performance to lose. Returns are shifted by a constant to either side of 0: that changes
 neither ∇J nor which policy is good, but whether L has a floor. Where c ≥ 0 its minimum is π(a | s) = c(s, a)/Σ_b c(s, b), the
 step of reward-weighted regression, which never lowers J: Using Expectation-Maximization for Reinforcement Learning (Dayan and
 Hinton, 1997).
@@ -90,7 +90,7 @@ def performance(env: Environment, pi: Tensor) -> float:
 
 
 def floor(path: Tensor, c: Tensor) -> float:
-    """Return the fall of the loss in the second half of the descent over that in the first: 0 at a floor, 1 on a straight way down."""
+    """Return the fall of the loss in the second half of the descent over that in the first: 0 at a floor, 1 on a straight line."""
     first, middle, last = loss(c, path[[0, len(path) // 2, -1]]).tolist()
     return (middle - last) / (first - middle)
 
@@ -127,7 +127,11 @@ def along_the_way(shift: str, seed: int, steps: int = 60) -> list[dict]:
     return rows
 
 
-@study("su_surrogate", "The loss of the source on the data of one policy, while it is minimised: exact gradients, losses and J.", losses)
+@study(
+    "su_surrogate",
+    "The loss of the source on the data of one policy, while it is minimised: exact gradients, losses and J.",
+    losses,
+)
 def surrogate(budget: Budget) -> pd.DataFrame:
     """Return gradients of the loss, its way down, and how often J falls: with all data, and with batches of twenty episodes."""
     rows = gradients()
@@ -144,7 +148,10 @@ def surrogate(budget: Budget) -> pd.DataFrame:
             step.append(performance(env, (start + 0.1 * gradient_of(env, policy)).softmax(-1)) - before)
             listed, batch = Listed.of(env, policy), rollout(env, policy, EPISODES, Streams(budget.seed).sequence("pilot", number))
             for name, traj, weight in zip(
-                found, (listed.traj, batch), (listed.probability, torch.ones(EPISODES, dtype=torch.float64) / EPISODES), strict=True
+                found,
+                (listed.traj, batch),
+                (listed.probability, torch.ones(EPISODES, dtype=torch.float64) / EPISODES),
+                strict=True,
             ):
                 c = counts(traj, weight)
                 path = descend(c, start, STEPS)

@@ -1,7 +1,7 @@
 """Q against the sampled return (SU-11): term by term it has the smaller variance, as a whole sum it may have the larger one.
 
-Given s_t and a_t, Q_t is the mean of G_t, so that Var(z_t Q_t) ≤ Var(z_t G_t) at every t and for every parameter: the law of total
-variance. The sum over t adds covariances between times, and where one θ serves several times these may be less favourable for Q.
+Given s_t and a_t, Q_t is the mean of G_t, so that Var(z_t Q_t) ≤ Var(z_t G_t) at every t and for every parameter: the law of
+total variance. The sum over t adds covariances between times, and where one θ serves several times these may be less favourable for Q.
 The random MDPs are those of :mod:`varlab.studies.textbook_order`; all numbers are exact sums over their trajectories.
 """
 
@@ -38,7 +38,11 @@ def fork() -> tuple[Environment, FeatureSoftmax]:
     always. Both actions of the first step are worth Q_0 = 0, and Σ z_t Q_t = z_1 Q_1 = ∓1 with probability 1/4: variance 1/4.
     """
     end = (1.0, 0, 0.0, True)
-    lists = [[[end], [(0.5, 1, 0.0, False), (0.5, 2, 0.0, False)]], [[(1.0, 0, 2.0, True)], [end]], [[(1.0, 0, -2.0, True)], [end]]]
+    lists = [
+        [[end], [(0.5, 1, 0.0, False), (0.5, 2, 0.0, False)]],
+        [[(1.0, 0, 2.0, True)], [end]],
+        [[(1.0, 0, -2.0, True)], [end]],
+    ]
     plain = FiniteMDP.from_lists(lists, [1.0, 0.0, 0.0])
     seen = torch.tensor([[0.0], [1.0]], dtype=torch.float64).expand(3, 2, 1)
     return environment(replace(plain, observations=seen), 2, "fork"), FeatureSoftmax(torch.zeros(1, dtype=torch.float64))
@@ -55,7 +59,7 @@ def at_step(name: str, t: int) -> Written:
 
 
 def compared(number: int, cell: tuple[str, str, float], seed: int) -> dict[str, float]:
-    """Return the variance of Q over that of G of one MDP, of the whole sum and the largest of a single term, and the means' errors."""
+    """Return the variance of Q over that of G of one MDP, of the whole sum and of a single term (the largest), and errors of means."""
     env, policy = Draw.of(seed, number).make(*cell)
     listed = Listed.of(env, policy)
     names = ("q_value", "reward_to_go")
@@ -77,8 +81,8 @@ def compared(number: int, cell: tuple[str, str, float], seed: int) -> dict[str, 
 
 @study(
     "su_q",
-    "Variance with Q over variance with the reward-to-go, exactly: share of random MDPs of three steps below each ratio. Above each "
-    "panel: law of the rewards, policy, standard deviation of a logit.",
+    "Variance with Q over variance with the reward-to-go, exactly: share of random MDPs of three steps below each ratio. Above "
+    "each panel: law of the rewards, policy, standard deviation of a logit.",
     ratios,
 )
 def q_against_return(budget: Budget) -> pd.DataFrame:

@@ -46,11 +46,15 @@ def cross_map(budget: Budget) -> pd.DataFrame:
     whole, whole_ends = found.square(~past, draws)
     for label, where in (("u < t", past), ("shifted by one", np.tril(np.ones_like(past)))):
         part, ends = found.square(where, draws)
-        rows.append(row("square over that of u ≥ t", label, part / whole, ends.low / whole_ends.high, ends.high / whole_ends.low, n))
+        rows.append(
+            row("square over that of u ≥ t", label, part / whole, ends.low / whole_ends.high, ends.high / whole_ends.low, n)
+        )
     return pd.DataFrame(rows)
 
 
-@study("su_counter", "Exact variances of one derivative over p = π(a = 1) on the two worlds that contradict the text.", curves_of_p)
+@study(
+    "su_counter", "Exact variances of one derivative over p = π(a = 1) on the two worlds that contradict the text.", curves_of_p
+)
 def counter(budget: Budget) -> pd.DataFrame:
     """Return variances per logit from the exact recursions over p, and the ratios that claims read."""
     rows, worlds = [], {"constant return": constant_return(), "two arms": two_arms()}
@@ -62,7 +66,11 @@ def counter(budget: Budget) -> pd.DataFrame:
             phi = ("total_return", "reward_to_go")
             if panel == "two arms":
                 always = {"1 − p": 1 - p, "1": 1.0}
-                phi = ("reward_to_go", "value_baseline", *(Baseline(lambda s, t, b=b: b * torch.ones(s.shape), k) for k, b in always.items()))
+                phi = (
+                    "reward_to_go",
+                    "value_baseline",
+                    *(Baseline(lambda s, t, b=b: b * torch.ones(s.shape), k) for k, b in always.items()),
+                )
             found = varlab.exact(env, policy, phi)
             # each of the two logits of a state has the same variance
             for label, variance in zip(found.names, found.variance / 2, strict=True):

@@ -44,15 +44,18 @@ said(
 said(
     id="SU-11d", source=OTHER, tag="X", study="su_q", sentence="Q_t lowers the variance of the whole gradient.",
     condition="in general: a fork with one θ for both steps, where Σ z_t G_t = 0 always",
-    statistic="Var with Q_t less Var with G_t", effect=read("variance on the fork", "Q less return"), direction="below", bound=0.0,
+    statistic="Var with Q_t less Var with G_t", effect=read("variance on the fork", "Q less return"), direction="below",
+    bound=0.0,
     needs=("q_value", "reward_to_go"), published="0.25 [X]",
     control=Control(
-        "G_t in the place of Q_t lowers that of every single term", read("largest ratio of all", "return over Q, a single term"), bound=1.0,
+        "G_t in the place of Q_t lowers that of every single term", read("largest ratio of all", "return over Q, a single term"),
+        bound=1.0,
     ),
 )  # fmt: skip
 said(
     id="SU-12a", source=BOX, study="su_critics", sentence="Least squares on the returns makes V_φ approximate V^π.",
-    condition=f"corridor, {EPISODES[-1]} episodes", statistic="1 − E(V_φ − V)²/Var V over visited states, the least of four critics",
+    condition=f"corridor, {EPISODES[-1]} episodes",
+    statistic="1 − E(V_φ − V)²/Var V over visited states, the least of four critics",
     effect=read("least agreement", f"of {EPISODES[-1]} episodes"), direction="above", bound=0.9,
     control=Control(f"so do {EPISODES[0]} episodes", read("least agreement", f"of {EPISODES[0]} episodes")),
 )  # fmt: skip
@@ -64,7 +67,8 @@ said(
     control=Control("so it is with V_φ added", read("slope of log variance", "V_φ added")),
 )  # fmt: skip
 said(
-    id="SU-12c", source=BOX, study="su_critics", sentence="However bad V_φ is, the mean stays ∇J.", condition="corridor, 20 critics, exactly",
+    id="SU-12c", source=BOX, study="su_critics", sentence="However bad V_φ is, the mean stays ∇J.",
+    condition="corridor, 20 critics, exactly",
     statistic="‖E g − ∇J‖/‖∇J‖, the largest", effect=read("largest bias", "value_baseline"), direction="below", bound=ROUNDING,
     needs=("value_baseline",), control=Control("so it does with δ_t", read("largest bias", "td_residual")),
 )  # fmt: skip
@@ -83,13 +87,15 @@ for letters, objective, wrong, label, gamma in (
             control=Control(wrong, read(f"bias in {quantity}", label, x=gamma, **where)),
         )  # fmt: skip
 said(
-    id="SU-14a", source=BUFFER, study="su_critics", tag="C", sentence="The value at the cut makes up for the steps that follow it.",
+    id="SU-14a", source=BUFFER, study="su_critics", tag="C",
+    sentence="The value at the cut makes up for the steps that follow it.",
     condition=f"corridor cut at step {CUT} of 300, exact V", statistic="bias of the gradient of the first steps, over its length",
     effect=read("bias at the cut", "bootstrap, V^π"), direction="below", bound=ROUNDING, needs=("reward_to_go",),
     control=Control("so does the value of the state before", read("bias at the cut", "wrong_state")),
 )  # fmt: skip
 said(
-    id="SU-14b", source=BUFFER, study="su_critics", tag="C", sentence="Without it, as if the episode had ended, the gradient is biased.",
+    id="SU-14b", source=BUFFER, study="su_critics", tag="C",
+    sentence="Without it, as if the episode had ended, the gradient is biased.",
     condition=f"corridor cut at step {CUT} of 300", statistic="bias of the gradient of the first steps, over its length",
     effect=read("bias at the cut", "terminal"), direction="above", bound=0.1, needs=("reward_to_go",),
     control=Control("so it is with the exact value", read("bias at the cut", "bootstrap, V^π")),
@@ -98,7 +104,8 @@ said(
     id="SU-14c", source=BUFFER, study="su_critics", tag="X", sentence="What is left shrinks as the critic improves.",
     condition=f"corridor cut at step {CUT} of 300, 20 critics",
     statistic="slope of log bias on log error of V_φ; n counts critics", effect=read("slope of log bias at the cut", "bootstrap"),
-    direction="above", bound=0.25, control=Control("so it does without a value at the cut", read("slope of log bias at the cut", "terminal")),
+    direction="above", bound=0.25,
+    control=Control("so it does without a value at the cut", read("slope of log bias at the cut", "terminal")),
 )  # fmt: skip
 said(
     id="SU-15a", source=BUFFER, study="su_units", tag="C",
@@ -109,13 +116,15 @@ said(
 said(
     id="SU-15b", source=BUFFER, study="su_units", tag="X", sentence="That error falls as 1/N with the batch.", condition=BATCHES,
     statistic="slope of log sine on log N, N = 16 to 64, within 0.2 of −1", effect=read("rate", NORMALISED), direction="within",
-    bound=-1.0, margin=0.2, needs=(NORMALISED,), control=Control("also where pairs are normalised", read("rate", "normalised in pairs")),
+    bound=-1.0, margin=0.2, needs=(NORMALISED,),
+    control=Control("also where pairs are normalised", read("rate", "normalised in pairs")),
 )  # fmt: skip
 said(
     id="SU-17a", source=f"{CODE}, loss.mean()", study="su_units", tag="C",
     sentence="A loss averaged over steps has no multiple of ∇J as expected gradient where length and return are correlated.",
     condition=f"{BATCHES}, N = 4", statistic="sine of the angle between E ĝ and ∇J", effect=read("sine", "step_mean", x=4),
-    direction="above", bound=0.01, needs=("step_mean",), control=Control("nor has the sum over steps", read("sine", "reward_to_go", x=4)),
+    direction="above", bound=0.01, needs=("step_mean",),
+    control=Control("nor has the sum over steps", read("sine", "reward_to_go", x=4)),
 )  # fmt: skip
 said(
     id="SU-17b", source=f"{CODE}, loss.mean()", study="su_units", tag="X", sentence="That error falls as 1/N with the batch.",

@@ -23,7 +23,8 @@ said(
 )  # fmt: skip
 said(
     id="SU-1b", source=f"{CODE}, 1_simple_pg.py", study="su_simplest", tag="C",
-    sentence="The simplest code's gradient estimates ∇J.", condition="CartPole, T = 200, perceptron of 32 tanh units at a random θ",
+    sentence="The simplest code's gradient estimates ∇J.",
+    condition="CartPole, T = 200, perceptron of 32 tanh units at a random θ",
     statistic="‖E g − ∇J‖²/‖∇J‖² within 0.01 of 0, a tenth of ‖∇J‖; the reference from other trajectories",
     effect=read("squared bias", "total_return"), direction="within", bound=0.0, margin=0.01, needs=("total_return",),
     control=Control("mean of log-probabilities times R in place of the sum", read("squared bias", "mean log-probability")),
@@ -38,7 +39,8 @@ said(
 said(
     id="SU-3a", source=f"{TEXT}, box on the loss", study="su_surrogate",
     sentence="At the policy that made the data, the loss has the gradient −∇J.", condition=EXACT,
-    statistic="‖−∇L − ∇J‖/‖∇J‖, the largest", effect=read("gradient", "data of the same policy"), direction="below", bound=ROUNDING,
+    statistic="‖−∇L − ∇J‖/‖∇J‖, the largest", effect=read("gradient", "data of the same policy"), direction="below",
+    bound=ROUNDING,
     control=Control("data of the policy two steps before", read("gradient", "data of the policy two steps before")),
 )  # fmt: skip
 said(
@@ -49,7 +51,8 @@ said(
 )  # fmt: skip
 said(
     id="SU-3c", source=f"{TEXT}, box on the loss", study="su_surrogate",
-    sentence="On a batch of data the loss can be sent to −∞.", condition="batches of 20 episodes with returns ≥ 0, as on CartPole",
+    sentence="On a batch of data the loss can be sent to −∞.",
+    condition="batches of 20 episodes with returns ≥ 0, as on CartPole",
     statistic="fall of L in the second half of the descent over that in the first, the largest: near 0 where L has a floor",
     effect=read("largest floor ratio", "20 episodes, returns above 0"), direction="above", bound=0.9,
     control=Control("the same with all data of the policy", read("largest floor ratio", "all data, returns above 0")),
@@ -65,29 +68,39 @@ said(
     id="SU-3e", source=f"{TEXT}, box on the loss", study="su_surrogate",
     sentence="Performance usually falls when the loss is sent to −∞.",
     condition="batches of 20 episodes with returns below 0, policies improved beforehand",
-    statistic="share of random MDPs in which J is lower at the end", effect=read("share that falls", "20 episodes, returns below 0"),
-    direction="above", bound=0.5, control=Control("with all data of the policy", read("share that falls", "all data, returns below 0")),
+    statistic="share of random MDPs in which J is lower at the end",
+    effect=read("share that falls", "20 episodes, returns below 0"),
+    direction="above", bound=0.5,
+    control=Control("with all data of the policy", read("share that falls", "all data, returns below 0")),
 )  # fmt: skip
 said(
     id="SU-3f", source=f"{TEXT}, box on the loss", study="su_surrogate",
     sentence="Performance usually falls when the loss is minimised on a batch.",
     condition="batches of 20 episodes with returns ≥ 0, policies improved beforehand",
-    statistic="share of random MDPs in which J is lower at the minimum", effect=read("share that falls", "20 episodes, returns above 0"),
-    direction="above", bound=0.5, control=Control("with all data of the policy", read("share that falls", "all data, returns above 0")),
+    statistic="share of random MDPs in which J is lower at the minimum",
+    effect=read("share that falls", "20 episodes, returns above 0"),
+    direction="above", bound=0.5,
+    control=Control("with all data of the policy", read("share that falls", "all data, returns above 0")),
 )  # fmt: skip
-said(
-    id="SU-3g", source=f"{TEXT}, box on the loss", study="su_surrogate",
-    sentence="Minimising the loss gives no guarantee of improvement: J may fall.",
-    condition="all data of a policy, returns ≥ 0, at the minimum: the step of reward-weighted regression",
-    statistic="least change of J over random MDPs", effect=read("least change of J", "all data, returns above 0"), direction="below",
-    bound=0.0, control=Control("a step of 0.1 along ∇J may lower J", read("least change of J", "a step along ∇J, returns above 0")),
-)  # fmt: skip
+for letter, data, condition in (
+    ("g", "20 episodes", "batches of 20 episodes with returns ≥ 0, at the minimum"),
+    ("h", "all data", "all data of a policy, returns ≥ 0, at the minimum: the step of reward-weighted regression"),
+):  # fmt: skip
+    said(
+        id=f"SU-3{letter}", source=f"{TEXT}, box on the loss", study="su_surrogate",
+        sentence="Minimising the loss gives no guarantee of improvement: J may fall.", condition=condition,
+        statistic="least change of J over random MDPs", effect=read("least change of J", f"{data}, returns above 0"),
+        direction="below", bound=0.0,
+        control=Control("a step of 0.1 along ∇J may lower J", read("least change of J", "a step along ∇J, returns above 0")),
+    )  # fmt: skip
 said(
     id="SU-4", source=f"{TEXT}, Expected Grad-Log-Prob Lemma", study="su_identities",
     sentence="E[z_t | s_t] = 0 for any policy.", condition="table, logistic, linear, perceptron, Gaussian perceptron",
     statistic="‖E_a z‖/√E_a‖z‖², the largest of the states of 100 episodes",
     effect=read("expected score", "largest of all policies"), direction="below", bound=ROUNDING,
-    control=Control("actions at random with ε = 0.2, scores of the policy", read("expected score", "acts at random with ε = 0.2")),
+    control=Control(
+        "actions at random with ε = 0.2, scores of the policy", read("expected score", "acts at random with ε = 0.2"),
+    ),
 )  # fmt: skip
 said(
     id="SU-5a", source=f"{TEXT}, extra material on past rewards", study="su_map",
@@ -104,8 +117,10 @@ said(
 said(
     id="SU-5c", source=f"{TEXT}, extra material on past rewards", study="su_map",
     sentence="E[z_t r_u] = 0 for every u < t.", condition="CliffWalking, sampled",
-    statistic="Σ‖E[z_t r_u]‖² over u < t, over that of u ≥ t, within 0.02 of 0", effect=read("square over that of u ≥ t", "u < t"),
-    direction="within", bound=0.0, margin=0.02, control=Control("u ≤ t counted as past", read("square over that of u ≥ t", "shifted by one")),
+    statistic="Σ‖E[z_t r_u]‖² over u < t, over that of u ≥ t, within 0.02 of 0",
+    effect=read("square over that of u ≥ t", "u < t"),
+    direction="within", bound=0.0, margin=0.02,
+    control=Control("u ≤ t counted as past", read("square over that of u ≥ t", "shifted by one")),
 )  # fmt: skip
 said(
     id="SU-6a", source=f"{TEXT}, Don't Let the Past Distract You", study="su_identities",
@@ -117,13 +132,17 @@ said(
 said(
     id="SU-6b", source=f"{TEXT}, Don't Let the Past Distract You", study="su_cartpole",
     sentence="Reward-to-go has the same mean as the total return.", condition=CARTPOLE.format(START),
-    statistic="‖E g_R − E g_G‖²/‖∇J‖² within 0.01 of 0, on the same trajectories", effect=read("squared mean", "past", panel=START),
+    statistic="‖E g_R − E g_G‖²/‖∇J‖² within 0.01 of 0, on the same trajectories",
+    effect=read("squared mean", "past", panel=START),
     direction="within", bound=0.0, margin=0.01, needs=("total_return", "reward_to_go"),
-    control=Control("mean of log-probabilities times R has the mean ∇J", read("squared bias", "mean log-probability", panel=START)),
+    control=Control(
+        "mean of log-probabilities times R has the mean ∇J", read("squared bias", "mean log-probability", panel=START),
+    ),
 )  # fmt: skip
 said(
     id="SU-7a", source=f"{TEXT}, box on past rewards", study="su_counter",
-    sentence="Leaving out past rewards lowers the variance.", condition="in general: r_0 = +1 and r_1 = −1 whatever the action, p = 1/2",
+    sentence="Leaving out past rewards lowers the variance.",
+    condition="in general: r_0 = +1 and r_1 = −1 whatever the action, p = 1/2",
     statistic="Var of one derivative with reward-to-go less that with the total return",
     effect=read("difference", "reward-to-go less total return, p = 1/2"), direction="below", bound=0.0, published="0.25 [X]",
     needs=("total_return", "reward_to_go"),
@@ -166,8 +185,10 @@ for letter, phi in (("b", "constant_baseline"), ("c", "value_baseline")):
 said(
     id="SU-9a", source=f"{TEXT}, Baselines in Policy Gradients", study="su_counter",
     sentence="The baseline V reduces the variance.", condition="in general: two arms, reward 1 for one of them, p = 0.9",
-    statistic="Var with b = V over Var with b = 0", effect=read("ratio", "V to no baseline, p = 0.9"), direction="below", bound=1.0,
-    needs=("value_baseline",), published="64 [X]", control=Control("so does b = 1", read("ratio", "b = 1 to no baseline, p = 0.9")),
+    statistic="Var with b = V over Var with b = 0", effect=read("ratio", "V to no baseline, p = 0.9"), direction="below",
+    bound=1.0,
+    needs=("value_baseline",), published="64 [X]",
+    control=Control("so does b = 1", read("ratio", "b = 1 to no baseline, p = 0.9")),
 )  # fmt: skip
 said(
     id="SU-9b", source=f"{TEXT}, Baselines in Policy Gradients", study="su_counter",
@@ -187,7 +208,8 @@ for letter, where in zip("cde", THETA, strict=True):
 said(
     id="SU-9f", source=f"{TEXT}, Baselines in Policy Gradients", study="su_cartpole",
     sentence="The baseline V reduces the variance more than a constant does.", condition=CARTPOLE.format(FIVE),
-    statistic="Var(G − V_φ)/Var(G − b), b the mean of G_t", effect=read("ratio to constant", "value_baseline", log=True, panel=FIVE),
+    statistic="Var(G − V_φ)/Var(G − b), b the mean of G_t",
+    effect=read("ratio to constant", "value_baseline", log=True, panel=FIVE),
     direction="below", bound=1.0, needs=("value_baseline", "constant_baseline"),
     control=Control("so does adding 20", read("ratio to reward-to-go", "20 added", log=True, panel=FIVE)),
 )  # fmt: skip
