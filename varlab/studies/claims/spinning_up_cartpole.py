@@ -122,8 +122,8 @@ def at(panel: str, budget: Budget) -> list[dict]:
 
 @study(
     "su_cartpole",
-    "CartPole-v1, T = 200, logistic policy of four parameters at three θ: variances of one trajectory's gradient over that of the "
-    "total return, and the parts Var(R) = Var(G) + Var(D) + 2 Cov(G, D) that dropping past rewards D changes.",
+    "CartPole-v1, T = 200, logistic policy of four parameters at three θ: variances of one trajectory's gradient over that of "
+    "the total return, and the parts Var(R) = Var(G) + Var(D) + 2 Cov(G, D) that dropping past rewards D changes.",
     cartpole_figure,
 )
 def cartpole(budget: Budget) -> pd.DataFrame:

@@ -75,8 +75,8 @@ def explained(critic: values.Critic, traj: Trajectories) -> float:
 
 @study(
     "su_discount",
-    "Bias of the update that discounts advantages and leaves γ^t out, exactly, over γ, on a corridor and on a random MDP whose states "
-    "mix at once; T = 1000, λ = 0.97.",
+    "Bias of the update that discounts advantages and leaves γ^t out, exactly, over γ, on a corridor and on a random MDP whose "
+    "states mix at once; T = 1000, λ = 0.97.",
     discount_figure,
 )
 def discount(budget: Budget) -> pd.DataFrame:
@@ -101,8 +101,8 @@ def discount(budget: Budget) -> pd.DataFrame:
 
 @study(
     "su_critics",
-    "Critics V_φ fitted by mean-squared error to 2 to 500 episodes of a corridor: exact variance with G_t − V_φ, and exact bias of "
-    f"the gradient of the first {CUT} steps with V_φ at the cut.",
+    "Critics V_φ fitted by mean-squared error to 2 to 500 episodes of a corridor: exact variance with G_t − V_φ, and exact bias "
+    f"of the gradient of the first {CUT} steps with V_φ at the cut.",
     critic_figure,
 )
 def critics(budget: Budget) -> pd.DataFrame:
@@ -181,7 +181,8 @@ def slope(quantity: str, label: str, x: pd.Series, y: pd.Series | np.ndarray) ->
 @study(
     "su_units",
     "Sine of the angle between E ĝ and ∇J over the trajectories N of a batch, exactly, by listing every batch of a world with "
-    "three trajectories.",
+    "three trajectories. normalised, step mean: over the batch; in pairs: two trajectories at a time; own mean: over the "
+    "steps of each trajectory.",
     unit_figure,
 )
 def units(budget: Budget) -> pd.DataFrame:

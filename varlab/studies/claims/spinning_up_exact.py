@@ -96,7 +96,7 @@ def _of_world(number: int, seed: int) -> Iterator[dict]:
 
 @study(
     "su_identities",
-    "Relative deviation of what should be equal, exactly; controls below the line are wrong on purpose.",
+    "Relative deviation of what should be equal, exactly; what lies right of the line is wrong on purpose.",
     deviations,
 )
 def identities(budget: Budget) -> pd.DataFrame:

@@ -16,25 +16,34 @@ FLOOR = 1e-17
 
 def deviations(rows: pd.DataFrame, style: object = None) -> styles.Figure:
     """Draw relative deviations on a logarithmic axis, identities first; what is 0 stands at the left edge."""
-    kept = rows[rows["quantity"].isin(("mean", "score", "past", "expected score")) & (rows["label"] != "largest of all policies")]
+    kept = rows[
+        rows["quantity"].isin(("mean", "score", "past", "expected score")) & ~rows["label"].str.startswith("largest of all")
+    ]
     said = {"mean": "E g", "score": "score of τ", "past": "E g", "expected score": "E z"}
     drawn = kept.assign(label=[f"{said[q]}: {_symbol(label)}" for q, label in zip(kept["quantity"], kept["label"], strict=True)])
     drawn = drawn.sort_values("value", key=lambda v: v > 1e-9, kind="stable")
     for column in ("value", "value_low", "value_high"):
         drawn[column] = drawn[column].clip(lower=FLOOR)
-    return estimates.draw(drawn, style, xlabel="largest relative deviation", log="x", line=1e-9)
+    figure = estimates.draw(drawn, style, xlabel="largest relative deviation", log="x", line=1e-9)
+    figure.axes[0].set_xlim(FLOOR / 5, 500)
+    return figure
 
 
 def _symbol(label: str) -> str:
+    said = {"total_return − reward_to_go": r"$R - G_t$", "total_return − from the next step": r"$R - G_{t+1}$"}
+    if label in said:
+        return said[label]
     known = styles.parse(label)[0] in styles.FAMILIES
     return styles.label(label) if known else label
 
 
 def losses(rows: pd.DataFrame, style: object = None) -> styles.Figure:
-    """Draw cosine, loss and J along the minimisation."""
-    titles = {"cosine": r"cosine of $-\nabla L$ with $\nabla J$", "loss": "loss $L$", "J": "performance $J$"}
+    """Draw the cosine, the loss and the change of J along the minimisation."""
+    titles = {"cosine": r"cosine of $-\nabla L$ with $\nabla J$", "loss": "loss $L$", "J": "change of $J$"}
     drawn = rows[rows["x"].notna()]
     kinds = drawn["quantity"].str.split().str[0]
+    started = drawn.groupby(["quantity", "label"])["value"].transform("first")
+    drawn = drawn.assign(value=drawn["value"] - started.where(kinds == "J", 0.0))
     drawn = drawn.assign(panel=[titles[k] for k in kinds]).sort_values("x")
     return estimates.draw(drawn[drawn["x"] % 5 == 0], style, xlabel="steps down the loss", columns=3)
 
@@ -69,7 +78,10 @@ def maps(rows: pd.DataFrame, style: object = None) -> styles.Figure:
 
 def curves_of_p(rows: pd.DataFrame, style: object = None) -> styles.Figure:
     """Draw exact variances over p on both worlds."""
-    drawn = rows[rows["x"].notna() & rows["label"].isin(("total_return", "reward_to_go", "value_baseline", "1 − p"))]
+    order = ("total_return", "1 − p", "reward_to_go", "value_baseline")  # of looks
+    drawn = rows[rows["x"].notna() & rows["label"].isin(order)].sort_values(
+        "label", key=lambda c: c.map(order.index), kind="stable"
+    )
     drawn = drawn.assign(label=drawn["label"].replace({"1 − p": "$b = 1 - p$"}))
     drawn = drawn[(100 * drawn["x"]).round().astype(int) % 6 == 2]
     return estimates.draw(drawn, style, xlabel=r"$p = \pi(a = 1)$", ylabel="variance of one derivative")
@@ -142,6 +154,9 @@ def discount_figure(rows: pd.DataFrame, style: object = None) -> styles.Figure:
 def unit_figure(rows: pd.DataFrame, style: object = None) -> styles.Figure:
     """Draw sines over N on logarithmic axes, without the estimators whose sine is rounding."""
     drawn = rows[(rows["quantity"] == "sine") & (rows["value"] > 1e-9)]
-    said = {"normalised_advantage(lam=0.97)": "normalised over the batch", "step_mean": "mean over the steps of the batch"}
+    said = {
+        "normalised_advantage(lam=0.97)": "normalised", "step_mean": "step mean", "normalised in pairs": "in pairs",
+        "mean over its own steps": "own mean",
+    }  # fmt: skip
     drawn = drawn.assign(label=drawn["label"].replace(said))
     return estimates.draw(drawn, style, xlabel="trajectories $N$ of a batch", ylabel=r"sine of the angle to $\nabla J$", log="xy")

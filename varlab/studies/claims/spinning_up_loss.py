@@ -2,8 +2,9 @@
 
 With c(s, a) = Σ over the data of 1{s_t = s, a_t = a} R(τ), the loss of a softmax table is L(θ) = −Σ c(s, a) log π_θ(a | s). All
 data of θ_0 stand for a batch without sampling error, twenty episodes for a batch as it is used. The policies were improved first
-by 30 exact gradient steps, so that there is performance to lose. Returns are shifted by a constant to either side of 0: that changes
-neither ∇J nor which policy is good, but whether L has a floor. Where c ≥ 0 its minimum is π(a | s) = c(s, a)/Σ_b c(s, b), the
+by 30 exact gradient steps, so that there is performance to lose. Returns are shifted by a constant to either side of 0: that
+changes neither ∇J nor which policy is good, but whether L has a floor. Where c ≥ 0 its minimum
+is π(a | s) = c(s, a)/Σ_b c(s, b), the
 step of reward-weighted regression, which never lowers J: Using Expectation-Maximization for Reinforcement Learning (Dayan and
 Hinton, 1997).
 """
@@ -90,7 +91,7 @@ def performance(env: Environment, pi: Tensor) -> float:
 
 
 def floor(path: Tensor, c: Tensor) -> float:
-    """Return the fall of the loss in the second half of the descent over that in the first: 0 at a floor, 1 on a straight line."""
+    """Return the fall of the loss in the second half of the descent over that in the first: 0 at a floor, 1 on a line."""
     first, middle, last = loss(c, path[[0, len(path) // 2, -1]]).tolist()
     return (middle - last) / (first - middle)
 

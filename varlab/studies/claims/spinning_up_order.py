@@ -1,8 +1,9 @@
 """Q against the sampled return (SU-11): term by term it has the smaller variance, as a whole sum it may have the larger one.
 
 Given s_t and a_t, Q_t is the mean of G_t, so that Var(z_t Q_t) ≤ Var(z_t G_t) at every t and for every parameter: the law of
-total variance. The sum over t adds covariances between times, and where one θ serves several times these may be less favourable for Q.
-The random MDPs are those of :mod:`varlab.studies.textbook_order`; all numbers are exact sums over their trajectories.
+total variance. The sum over t adds covariances between times, and where one θ serves several times these may be less
+favourable for Q. The random MDPs are those of :mod:`varlab.studies.textbook_order`; all numbers are exact sums over their
+trajectories.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def at_step(name: str, t: int) -> Written:
 
 
 def compared(number: int, cell: tuple[str, str, float], seed: int) -> dict[str, float]:
-    """Return the variance of Q over that of G of one MDP, of the whole sum and of a single term (the largest), and errors of means."""
+    """Return the variance of Q over that of G of one MDP, of the whole sum and of single terms, and errors of means."""
     env, policy = Draw.of(seed, number).make(*cell)
     listed = Listed.of(env, policy)
     names = ("q_value", "reward_to_go")
