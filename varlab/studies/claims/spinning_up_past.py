@@ -27,12 +27,12 @@ def _cells(panel: str, share: np.ndarray, low: np.ndarray, high: np.ndarray, n: 
 
 @study(
     "su_map",
-    "Shares of ⟨E[z_t r_u], ∇J⟩/‖∇J‖² by the time t of the step and u of the reward; they sum to 1. Dots: intervals that exclude 0; "
-    "the line parts u < t from u ≥ t.",
+    "Shares of ⟨E[z_t r_u], ∇J⟩/‖∇J‖² by the time t of the step and u of the reward; they sum to 1. Dots: intervals that "
+    "exclude 0; the line parts u < t from u ≥ t.",
     maps,
 )
 def cross_map(budget: Budget) -> pd.DataFrame:
-    """Return the exact map of a random MDP, the sampled one of CliffWalking, and sums of squares below the diagonal."""
+    """Return the exact map of a random MDP, the sampled one of CliffWalking, and sums of squares on either side."""
     env, policy = small(0, budget.seed, horizon=10)
     found = cross_moments.exact(env, policy)
     rows = _cells("random MDP, exact", *found.share(found.gradient), 0)
