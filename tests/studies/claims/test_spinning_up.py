@@ -1,7 +1,6 @@
 """Claims of Spinning Up: outcomes of the exact ones, controls of all, and the parts of the studies against other routes."""
 
 import itertools
-from dataclasses import replace
 from functools import cache, partial
 from types import SimpleNamespace
 
@@ -34,12 +33,8 @@ QUICK = ("su_identities", "su_surrogate", "su_map", "su_counter", "su_q", "su_di
 
 @cache
 def rows(name):
-    """Rows at the least budget, with shorter episodes where they are long."""
+    """Rows at the least budget, with shorter episodes and smaller critics on CartPole."""
     with pytest.MonkeyPatch.context() as patch:
-        long = spinning_up_code.corridor
-        patch.setattr(spinning_up_code, "corridor", lambda: replace(long(8), horizon=40))
-        patch.setattr(spinning_up_code, "HORIZON", 60)
-        patch.setattr(spinning_up_code, "CRITICS", 2)
         patch.setattr(spinning_up_cartpole, "HORIZON", 25)
         light = partial(varlab.measure, critic=values.CriticSettings(n=200, hidden=(16,)))
         patch.setattr(spinning_up_cartpole, "varlab", SimpleNamespace(measure=light))
