@@ -141,7 +141,7 @@ def simplest(budget: Budget) -> pd.DataFrame:
     env = envs.make("CartPole-v1", HORIZON)  # v0 is the same world with this limit
     policy = policies.make("mlp", env, theta_seed=budget.seed, hidden=HIDDEN)
     phi = ["total_return", "reward_to_go", *(of_other(w) for w in ("mean log-probability", "one"))]
-    found = varlab.measure(env, policy, phi, n=(n := budget.n(300_000)), n_reference=REFERENCE * n, seed=budget.seed)
+    found = varlab.measure(env, policy, phi, n=(n := budget.n(100_000)), n_reference=REFERENCE * n, seed=budget.seed)
     rows = [x for x in _biases(found.summary, found.references["J_1"]) if x["label"] != "one"]
     spread = float(found.summary.set_index("phi")["variance"]["one"])
     generator = numpy_generator(Streams(budget.seed).sequence("bootstrap", 9))
