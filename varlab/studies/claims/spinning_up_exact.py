@@ -16,7 +16,7 @@ from varlab import envs, estimators, policies
 from varlab.analysis.expected_score import expected_score
 from varlab.estimators.baselines import Baseline, ConstantBaseline
 from varlab.oracles.units import Listed
-from varlab.rng import Streams
+from varlab.rng import Streams, numpy_generator
 from varlab.rollout import rollout
 from varlab.studies.claims.catalogue import Budget, study
 from varlab.studies.claims.spinning_up_figures import deviations
@@ -38,7 +38,7 @@ def forms() -> list[estimators.Estimator]:
 def baselines(env: envs.Environment, policy: policies.SoftmaxTable, number: int, seed: int) -> list[Baseline]:
     """Return the baselines of :data:`BASELINES` for a world."""
     v = ExactValues.of(env.finite, policy, 1.0, env.horizon).v
-    drawn = np.random.default_rng(Streams(seed).sequence("critic", number)).standard_normal(len(v[0]))
+    drawn = numpy_generator(Streams(seed).sequence("critic", number)).standard_normal(len(v[0]))
     b = torch.from_numpy(5 * drawn)
     functions = (lambda s, t: 10 * torch.ones(s.shape), lambda s, t: v[t, s], lambda s, t: b[s], lambda s, t: 100 * v[t, s])
     return [Baseline(f, name) for f, name in zip(functions, BASELINES, strict=True)]
