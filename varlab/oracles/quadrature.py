@@ -42,8 +42,8 @@ def listed(env: LQG, policy: nn.Module, nodes: int = NODES) -> Listed:
     size = first + horizon * d + (horizon - 1) * drawn
     if m**size > LIMIT:
         raise checks.InputError(
-            f"At most {LIMIT} trajectories were expected to be listed, but {m} nodes in each of the {size} entries of the noise of "
-            f"{env.name} make {m**size:.3g}; shorten the horizon, take fewer dimensions or sample with varlab.measure."
+            f"At most {LIMIT} trajectories were expected to be listed, but {m} nodes in each of the {size} entries of the noise "
+            f"of {env.name} make {m**size:.3g}; shorten the horizon, take fewer dimensions or sample with varlab.measure."
         )
     double = policies.prepare(policy, torch.float64, torch.device("cpu"))
     xi, weight = gauss_hermite(m, size)

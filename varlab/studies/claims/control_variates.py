@@ -1,4 +1,4 @@
-"""Claims about Q as a control variate, step by step, along the trajectory and doubly robust: TC-1 and DR-1, exact on small worlds."""
+"""Claims about Q as a control variate of each step, along the trajectory and doubly robust: TC-1 and DR-1, on small worlds."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ CHENG = "Cheng, Yan, Boots, 2019, Trajectory-wise Control Variates for Variance 
 DETERMINISTIC = "exact Q, deterministic transitions"
 for _id, _sentence, _statistic, _what, _phi, _control in (
     (
-        "a", "With exact Q and deterministic transitions a trajectory-wise control variate leaves nothing of a step but its state.",
+        "a", "Where transitions are deterministic a trajectory-wise control variate leaves nothing of a step but its state.",
         "action and trajectory parts of all steps over tr Cov of G, largest over random MDPs, within 10⁻⁹",
         "residual, deterministic", PATH, STEP,
     ),
@@ -88,8 +88,8 @@ for _id, _sentence, _statistic, _what, _phi, _control in (
 ):  # fmt: skip
     claim(
         id=f"TC-1{_id}", sentence=_sentence, source=CHENG, tag="A", study="trajectory_control_variates", statistic=_statistic,
-        effect=lambda rows, what=_what, phi=_phi: cell(rows, what=what, label=phi), direction="within", bound=0.0, margin=ROUNDING,
-        condition="exact Q" if _id == "b" else DETERMINISTIC, needs=(STEP, PATH),
+        effect=lambda rows, what=_what, phi=_phi: cell(rows, what=what, label=phi), direction="within", bound=0.0,
+        margin=ROUNDING, condition="exact Q" if _id == "b" else DETERMINISTIC, needs=(STEP, PATH),
         control=Control(
             "so does one of each step" if _control == STEP else "so does one along the trajectory",
             lambda rows, what=_what, phi=_control: cell(rows, what=what, label=phi),
@@ -105,9 +105,9 @@ def draw_order(rows: pd.DataFrame, style: object = None) -> styles.Figure:
 
 @study(
     "control_variate_order",
-    "Random MDPs in which an order of variances fails, with Clopper–Pearson intervals, and the median of the two variances' ratio, "
-    "with exact Q and V and undiscounted. From above: the order of control variates, then the sum over actions against the action "
-    "taken.",
+    "Random MDPs in which an order of variances fails, with Clopper–Pearson intervals, and the median ratio of both variances, "
+    "with exact Q and V and undiscounted. From above: the order of control variates, then the sum over actions against the "
+    "action taken.",
     draw=draw_order,
 )
 def control_variate_order(budget: Budget) -> pd.DataFrame:
@@ -134,8 +134,8 @@ def control_variate_order(budget: Budget) -> pd.DataFrame:
         kept = np.all([variance[b] <= variance[a] * (1 + ROUNDING) for a, b in zip(chain, chain[1:], strict=False)], axis=0)
         rows.append(row(name, share(kept), panel="", what="order"))
     for low, high in ((PATH, STEP), (STEP, PATH), *SAMPLED_Q, *(x[::-1] for x in SAMPLED_Q)):
-        below = variance[low] < variance[high] * (1 - ROUNDING)
-        rows.append(row(f"{low} / {high}", share(below), panel="", what="below"))
+        less = variance[low] < variance[high] * (1 - ROUNDING)
+        rows.append(row(f"{low} / {high}", share(less), panel="", what="below"))
     return pd.DataFrame([*rows, *_built(), *_without_chance(budget)])
 
 
@@ -159,60 +159,63 @@ def _without_chance(budget: Budget) -> list[dict[str, object]]:
     return [row(phi, float(v), panel="", what="without chance") for phi, v in zip((ROBUST, PATH), most, strict=True)]
 
 
-def _built_ratio(rows: pd.DataFrame, world: str, low: str, high: str) -> Effect:
+def built_ratio(rows: pd.DataFrame, world: str, low: str, high: str) -> Effect:
+    """Return the ratio of two variances in a world that was built."""
     a, b = (cell(rows, what=world, label=phi) for phi in (low, high))
     return Effect.exact(a.value / b.value)
 
 
-def _below(rows: pd.DataFrame, low: str, high: str) -> Effect:
+def below(rows: pd.DataFrame, low: str, high: str) -> Effect:
+    """Return the share of random MDPs in which one Φ has less variance than another."""
     return cell(rows, what="below", label=f"{low} / {high}")
 
 
-def _largest(rows: pd.DataFrame, low: str, high: str) -> Effect:
+def largest(rows: pd.DataFrame, low: str, high: str) -> Effect:
+    """Return the largest ratio of two variances over the random MDPs."""
     return cell(rows, what=LARGEST, label=f"{low} / {high}")
 
 
 claim(
     id="TC-1d", sentence="Taking out the covariance with later steps lowers the variance of the gradient.", source=CHENG, tag="A",
-    study="control_variate_order", statistic="variance trajectory-wise over that with a control variate of each step; in one world "
-    "of three steps that covariance is negative", direction="below", bound=1.0, condition="in general, exact Q",
-    effect=lambda rows: _built_ratio(rows, "late gaps", PATH, STEP), needs=(STEP, PATH),
-    control=Control("so does an average over actions", lambda rows: _built_ratio(rows, "late gaps", "all_action", STEP)),
+    study="control_variate_order", statistic="variance trajectory-wise over that with a control variate of each step; in one "
+    "world of three steps that covariance is negative", direction="below", bound=1.0, condition="in general, exact Q",
+    effect=lambda rows: built_ratio(rows, "late gaps", PATH, STEP), needs=(STEP, PATH),
+    control=Control("so does an average over actions", lambda rows: built_ratio(rows, "late gaps", "all_action", STEP)),
 )  # fmt: skip
 claim(
     id="TC-1e", sentence="Taking out the covariance with later steps lowers the variance of the gradient.", source=CHENG, tag="A",
-    study="control_variate_order", statistic="share of random MDPs in which it does, at least 0.95", direction="above", bound=0.95,
-    effect=lambda rows: _below(rows, PATH, STEP), condition="random MDPs of three steps, exact Q", needs=(STEP, PATH),
-    control=Control("leaving it in does", lambda rows: _below(rows, STEP, PATH)),
+    study="control_variate_order", statistic="share of random MDPs in which it does, at least 0.95", direction="above",
+    bound=0.95, effect=lambda rows: below(rows, PATH, STEP), condition="random MDPs of three steps, exact Q", needs=(STEP, PATH),
+    control=Control("leaving it in does", lambda rows: below(rows, STEP, PATH)),
 )  # fmt: skip
 HUANG = "Huang, Jiang, 2020, From Importance Sampling to Doubly Robust Policy Gradient"
 claim(
-    id="DR-1a", sentence="The doubly robust gradient has no more variance than the trajectory-wise control variate.", source=HUANG,
-    tag="M", study="control_variate_order", statistic=f"{LARGEST} over random MDPs", direction="below", bound=1.0,
-    effect=lambda rows: _largest(rows, ROBUST, PATH), condition="true model, w_t = γ^t", needs=(ROBUST, PATH),
+    id="DR-1a", sentence="The doubly robust gradient has no more variance than the trajectory-wise control variate.",
+    source=HUANG, tag="M", study="control_variate_order", statistic=f"{LARGEST} over random MDPs", direction="below", bound=1.0,
+    effect=lambda rows: largest(rows, ROBUST, PATH), condition="true model, w_t = γ^t", needs=(ROBUST, PATH),
     control=Control(
-        "nor has it with a model whose rewards are off by 1/2", lambda rows: _largest(rows, MISTAKEN, PATH)
+        "nor has it with a model whose rewards are off by 1/2", lambda rows: largest(rows, MISTAKEN, PATH)
     ),
 )  # fmt: skip
 claim(
     id="DR-1b", sentence="The trajectory-wise control variate has no more variance than the one of each step.", source=HUANG,
     tag="M", study="control_variate_order", statistic="ratio of variances in a world of three steps that share a logit",
-    direction="below", bound=1.0, effect=lambda rows: _built_ratio(rows, "late gaps", PATH, STEP), needs=(STEP, PATH),
+    direction="below", bound=1.0, effect=lambda rows: built_ratio(rows, "late gaps", PATH, STEP), needs=(STEP, PATH),
     condition="in general, exact Q",
-    control=Control("nor has it more than a value baseline", lambda rows: _built_ratio(rows, "late gaps", PATH, STATE)),
+    control=Control("nor has it more than a value baseline", lambda rows: built_ratio(rows, "late gaps", PATH, STATE)),
 )  # fmt: skip
 claim(
     id="DR-1c", sentence="A control variate of state and action has no more variance than a value baseline.", source=HUANG,
     tag="M", study="control_variate_order", statistic=f"{LARGEST} over random MDPs", direction="below", bound=1.0,
-    effect=lambda rows: _largest(rows, STEP, STATE), condition="in general, exact Q", needs=(STEP, STATE),
-    control=Control("nor has a value baseline more than none", lambda rows: _largest(rows, STATE, NONE)),
+    effect=lambda rows: largest(rows, STEP, STATE), condition="in general, exact Q", needs=(STEP, STATE),
+    control=Control("nor has a value baseline more than none", lambda rows: largest(rows, STATE, NONE)),
 )  # fmt: skip
 claim(
     id="DR-1d", sentence="A value baseline has no more variance than none.", source=HUANG, tag="M", study="control_variate_order",
     statistic="ratio of variances in a world of two steps that share a logit", direction="below", bound=1.0,
-    effect=lambda rows: _built_ratio(rows, "crossed gaps", STATE, NONE), condition="in general, exact V", needs=(STATE, NONE),
+    effect=lambda rows: built_ratio(rows, "crossed gaps", STATE, NONE), condition="in general, exact V", needs=(STATE, NONE),
     control=Control(
-        "nor has a control variate of state and action", lambda rows: _built_ratio(rows, "crossed gaps", STEP, NONE)
+        "nor has a control variate of state and action", lambda rows: built_ratio(rows, "crossed gaps", STEP, NONE)
     ),
 )  # fmt: skip
 claim(
