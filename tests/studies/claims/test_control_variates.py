@@ -167,7 +167,8 @@ def test_scaled_and_opposite_critics_are_the_same_thing():
 def test_all_action_by_components_is_the_one_of_the_oracle():
     made, (env, policy) = rows("all_actions"), drawn(0, 0)
     parts = components(env, policy, make("all_action"))
-    assert parts.action.max() == 0 and parts.total == pytest.approx(varlab.exact(env, policy, "all_action").variance[0], rel=1e-11)
+    exact = varlab.exact(env, policy, "all_action").variance[0]
+    assert parts.action.max() == 0 and parts.total == pytest.approx(exact, rel=1e-11)
     assert cell(made, what="steps", label="q_value").value == 1.0
 
 

@@ -20,7 +20,9 @@ from varlab.studies.claims.verdicts import DIRECTIONS, Effect
 #: How well a source is known: read in public code, full text read, abstract read, derived here, from memory.
 TAGS = {"C": "code or logs read", "T": "text read", "A": "abstract read", "X": "derived here", "M": "from memory"}
 #: Files of claims, in the order of the catalogue.
-FAMILIES = ("spinning_up", "groups", "normalisation", "tokens", "learning")
+FAMILIES = (
+    "spinning_up", "factorised", "control_variates", "action_averages", "q_prop", "groups", "normalisation", "tokens", "learning",
+)  # fmt: skip
 #: Claims of the literature that need MuJoCo-hours or language models: cited, not reproduced.
 CITED = {
     "SU-16": "TRPO on Hopper with and without value updates: hours of MuJoCo for every seed.",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.lines import Line2D
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
@@ -179,9 +178,8 @@ def draw_dimension(rows: pd.DataFrame, style: object = None) -> styles.Figure:
             here = shown[shown["label"] == name]
             ax.vlines(here["x"], here["value_low"], here["value_high"], color=look.color, linewidth=2.5)
             ax.plot(here["x"], here["value"], look.marker, color=look.color, markerfacecolor=look.face)
-            keys.append(
-                Line2D([], [], color=look.color, linewidth=0.8, marker=look.marker, markerfacecolor=look.face, label=NAMES[name])
-            )
+            same = {"color": look.color, "linewidth": 0.8, "marker": look.marker, "markerfacecolor": look.face}
+            keys += ax.plot([], [], label=NAMES[name], **same)
         marks.log(ax, "x", {1.0, 2.0 * WIDE}, margin=1.1)
         marks.log(ax, "y", values)
         ax.grid(axis="both")
