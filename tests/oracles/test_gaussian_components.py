@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from gaussian_quadrature import Paths
 
 import varlab
-from gaussian_quadrature import Paths
 from varlab.envs import lqg
 from varlab.estimators import make
 from varlab.oracles.gaussian import gaussian
