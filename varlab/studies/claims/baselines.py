@@ -31,9 +31,11 @@ CELLS = (("U(0, 1)", 1.0), ("N(0, 1)", 3.0))
 BEST = "optimal_baseline(base=total_return)"
 FINER = ("optimal_baseline(of=parameter, base=total_return)", "optimal_baseline(of=time, base=total_return)")
 #: Distances from b* at which a variance is computed, and MDPs where that is done.
-SHIFTS, SCANNED = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0), 40
+SHIFTS, SCANNED = tuple(np.linspace(-2.0, 2.0, 17)), 40
 #: p = π(a = 1) of the two-armed counter-example.
 SURE = 0.9
+#: The MDP of the fits is the one of so many in which one baseline for each parameter gains most; numbers of episodes.
+AMONG = 20
 FITTED = (5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 CONTEXTS, DIMENSIONS, EACH = (2, 4, 8, 16), (4, 8, 16, 32), 400
 WITHIN = "share of MDPs where tr Cov is at most 10 % above that with b*"
@@ -122,7 +124,7 @@ claim(
     id="OB-1a", sentence="Any constant baseline b exceeds the least variance by (b − b*)² E‖S‖².", source=GREENSMITH, tag="X",
     study="constant_baselines", statistic="largest relative difference of tr Cov from the parabola, within 10⁻⁹",
     direction="within", bound=0.0, margin=1e-9, effect=lambda rows: _worst(rows, "parabola", "b*"),
-    condition="80 random MDPs, seven b each, b* by enumeration of all episodes", needs=("optimal_baseline",),
+    condition="80 random MDPs, 17 b each, b* by enumeration of all episodes", needs=("optimal_baseline",),
     control=Control("with the mean return in the place of b*", lambda rows: _worst(rows, "parabola", "mean return")),
 )  # fmt: skip
 claim(
@@ -161,9 +163,9 @@ for _id, _name, _words in (
 
 @study(
     "parameter_baselines",
-    "Left: tr Cov with baselines that were fitted on n other episodes, over that with the best constant, on one random MDP "
-    "(dotted: population values). Right: n times the relative excess of such a fit against the number P of parameters, in a "
-    "table whose contexts each move two parameters, and in a dense Gaussian policy.",
+    "Left: tr Cov with baselines that were fitted on n other episodes, over that with the best constant, on the one of 20 random "
+    "MDPs where those of each parameter gain most (dotted: population values). Right: n times the relative excess of such a fit "
+    "against the number P of parameters, in a table whose contexts each move two of them, and in a dense Gaussian policy.",
     draw=curves("episodes fitted on, or P", "", "xy"),
 )
 def parameter_baselines(budget: Budget) -> pd.DataFrame:
@@ -181,10 +183,9 @@ def parameter_baselines(budget: Budget) -> pd.DataFrame:
                 over[label] = max(over.get(label, 0.0), float(ratio))
         rows += [row(k, v, panel="", what=f"largest, {named(*c)}") for k, v in over.items()]
     rng = numpy_generator(Streams(budget.seed).sequence("fit"))
-    env, policy = Draw.of(budget.seed, 0).make(*CELLS[1][:1], "table", 1.0)
-    episodes = Episodes.of(env, policy)
-    finer = episodes.variance(episodes.best_by_parameter) / episodes.variance(episodes.best)
-    population = {"constant": 1.0, "per parameter": finer}
+    drawn = (Draw.of(budget.seed, number).make(CELLS[1][0], "table", CELLS[1][1]) for number in range(AMONG))
+    episodes = min((Episodes.of(*world) for world in drawn), key=finer_gain)
+    population = {"constant": 1.0, "per parameter": finer_gain(episodes)}
     for n in FITTED:
         found = episodes.fits(n, budget.n(2000), rng)
         rows += [
@@ -202,6 +203,11 @@ def parameter_baselines(budget: Budget) -> pd.DataFrame:
                 rows.append(row(f"{k}, {kind}", e, panel="n × relative excess", x=p))
         rows += [row(k, log_slope(sizes, es), panel="", what=f"slope, {kind}") for k, es in points.items()]
     return pd.DataFrame(rows)
+
+
+def finer_gain(episodes: Episodes) -> float:
+    """Return the variance with the best baseline of each parameter over that with the best constant."""
+    return episodes.variance(episodes.best_by_parameter) / episodes.variance(episodes.best)
 
 
 def table_excess(contexts: int, n: int, datasets: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

@@ -21,7 +21,8 @@ from varlab.studies.claims.verdicts import DIRECTIONS, Effect
 TAGS = {"C": "code or logs read", "T": "text read", "A": "abstract read", "X": "derived here", "M": "from memory"}
 #: Files of claims, in the order of the catalogue.
 FAMILIES = (
-    "spinning_up", "factorised", "control_variates", "action_averages", "q_prop", "groups", "normalisation", "tokens", "learning",
+    "spinning_up", "baselines", "state_baselines", "horizons", "bounds", "systems", "factorised", "control_variates",
+    "action_averages", "q_prop", "groups", "normalisation", "tokens", "learning",
 )  # fmt: skip
 #: Claims of the literature that need MuJoCo-hours or language models: cited, not reproduced.
 CITED = {

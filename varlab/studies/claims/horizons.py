@@ -73,7 +73,12 @@ def drifting(kind: str, horizon: int) -> tuple[envs.Environment, torch.nn.Module
 
 
 def _panels(rows: pd.DataFrame, style: object = None) -> styles.Figure:
-    return estimates.draw(rows[rows["panel"] != ""], style, xlabel="$T$", ylabel="", log="xy", columns=2)
+    shown = rows[rows["panel"] != ""]
+    pretty = shown.assign(panel=shown["panel"].replace(SCALED, r"tr Cov over $((1-\gamma^T)/(1-\gamma))^2$"))
+    figure = estimates.draw(pretty, style, xlabel="$T$", ylabel="", log="xy", columns=2)
+    for ax, (_, part) in zip(figure.axes, shown.groupby("panel", sort=False), strict=True):
+        ax.set_ylim(top=1.5 * part["exact"].max())  # room for the bounds
+    return figure
 
 
 @study(
