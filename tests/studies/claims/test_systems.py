@@ -104,4 +104,4 @@ def test_ascent_climbs():
 def test_the_unstable_start_is_unstable():
     env, _ = systems.system(*systems.SMALL)
     loop = env.system.a.numpy() + env.system.b.numpy() @ np.array(systems.UNSTABLE)
-    assert round(np.abs(np.linalg.eigvals(loop)).max(), 2) == 1.28
+    assert round(np.abs(np.linalg.eigvals(loop)).max(), 2) == 1.29

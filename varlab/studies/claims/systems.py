@@ -34,7 +34,7 @@ SIGMA, TRAINED, STEP, EPISODES, EPOCHS = 0.3, (0.3, 2.0), 1e-4, 100, (5, 10, 20)
 #: A smaller system for training and for paths: n, m, seed.
 SMALL = (3, 2, 12)
 PATH = (0, 1, 2, 5, 10, 20, 50, 100, 200, 400)
-#: A K for the smaller system whose closed loop has spectral radius 1.28.
+#: A K for the smaller system whose closed loop has spectral radius 1.29.
 UNSTABLE = ((0.13, -0.13, 0.64), (0.10, -0.54, 0.36))
 #: Steps of Adam and of plain ascent along the exact gradient.
 RATES = {"Adam": 1e-2, "ascent": 1e-4}
@@ -266,7 +266,7 @@ for _id, _panel, _words in (
 @study(
     "noise_along_ascent",
     "Exact noise-to-signal ratio tr Cov/‖∇J‖² of Σ z_t R in K along exact gradient ascent on a random linear system (n = 3, "
-    "m = 2, H = 10), from K = 0, and from a K that makes the closed loop unstable (spectral radius 1.28).",
+    "m = 2, H = 10), from K = 0, and from a K that makes the closed loop unstable (spectral radius 1.29).",
     draw=lambda rows, style=None: estimates.draw(
         rows[rows["panel"] != ""].assign(x=rows["x"] + 1), style, xlabel="1 + updates", ylabel="", log="xy"
     ),
