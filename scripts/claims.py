@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import _entry
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -36,7 +37,8 @@ def main(cfg: DictConfig) -> None:
 
     catalogue.load()
     claims = catalogue.chosen([cfg.claims] if isinstance(cfg.claims, str) else cfg.claims)
-    budget = catalogue.BUDGETS[checks.one_of("budget", cfg.budget, catalogue.BUDGETS)]
+    name = HydraConfig.get().runtime.choices["budget"]
+    budget = catalogue.BUDGETS[checks.one_of("budget", name, catalogue.BUDGETS)]
     budget = replace(budget, seed=checks.positive_int("seed", cfg.seed, least=0))
     names = list(dict.fromkeys(c.study for c in claims))
     digests = {n: judge.digest_of(catalogue.STUDIES[n], budget) for n in names}

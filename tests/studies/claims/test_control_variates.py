@@ -209,7 +209,7 @@ def test_the_whole_order_is_judged_by_its_share(kept, expected):
 def test_pendulum_is_judged_by_the_paired_ratio(ratio, expected):
     made = table(
         row("q_prop", Effect(ratio, ratio * 0.98, ratio * 1.02, 500, log=True)),
-        row("opposite_q_prop", Effect(1.1, 1.08, 1.12, 500, log=True)),
+        row(q_prop.OPPOSITE, Effect(1.1, 1.08, 1.12, 500, log=True)),
     )
     assert outcome("QP-1d", made) == expected and outcome("QP-1d", made, control=True) == "violated"
 

@@ -104,8 +104,8 @@ def seen(paths: Listed, values: QuadraticValues, estimator: FactorisedBaseline) 
 
 
 def draw_gain(rows: pd.DataFrame, style: object = None) -> styles.Figure:
-    """Draw the measured gain against the sum that it should be."""
-    return estimates.draw(rows[rows["panel"] != ""], style, xlabel="variance over that with V")
+    """Draw the ratios, one panel for each kind of policy."""
+    return estimates.draw(rows[rows["panel"] != ""], style, xlabel="variance over that with V", line=1.0)
 
 
 @study(
