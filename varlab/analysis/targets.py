@@ -55,7 +55,7 @@ def truth_of(reference: Reference, rng: np.random.Generator, draws: int, level: 
     count = np.ones(len(reference.block_mean)) if reference.block_count is None else np.asarray(reference.block_count)
     blocks = CentredBlocks.of(count, reference.block_mean)
     w, h, c = blocks.weight, blocks.h, len(count)
-    noise, noise_loo = _noise(blocks)
+    noise, noise_loo = mean_noise(blocks)
     inner = blocks.dev @ grad
     square_loo = norm_sq - 2 * h * inner + h**2 * blocks.dev_sq - noise_loo
     signs = bias_room.random_signs(rng, draws, c)
@@ -65,7 +65,7 @@ def truth_of(reference: Reference, rng: np.random.Generator, draws: int, level: 
     return Truth(grad, blocks, signs, norm_sq - noise, square_loo, interval, float(noise), noise_loo)
 
 
-def _noise(blocks: CentredBlocks) -> tuple[float, np.ndarray]:
+def mean_noise(blocks: CentredBlocks) -> tuple[float, np.ndarray]:
     """Return tr Cov of the mean from the spread of the blocks, and without each of them."""
     w, h, c = blocks.weight, blocks.h, len(blocks.count)
     each = w * blocks.dev_sq
@@ -103,5 +103,5 @@ def across(choice: CentredBlocks, truth: Truth) -> tuple[CentredBlocks, Truth]:
     multiple = float(choice.mean @ u) / length
     turned = truth.blocks
     turned = CentredBlocks(turned.count, turned.weight, zero, multiple * rest(turned.dev))
-    noise, noise_loo = _noise(turned)
+    noise, noise_loo = mean_noise(turned)
     return left, replace(truth, grad=zero, blocks=turned, noise=float(noise), noise_loo=noise_loo)

@@ -167,8 +167,8 @@ class Claim:
 
     @property
     def catalogued(self) -> str:
-        """The id in the catalogue, without the letter of a split."""
-        return re.sub(r"(?<=[0-9])[a-z]$", "", self.id)
+        """The id in the catalogue, without the letter of a split; that of X-1, X-2 and so on is X."""
+        return "X" if self.family == "X" else re.sub(r"(?<=[0-9])[a-z]$", "", self.id)
 
     @property
     def family(self) -> str:

@@ -1,0 +1,113 @@
+"""Mean squared error against batch size: MSE_N = ‖E g − ∇J‖² + tr Cov g / N for every choice of Φ, from block moments.
+
+Two estimates share trajectories and reference, so that their ratio is sharper than either: :func:`ratio` leaves blocks out of
+both at once. It takes choices of different measurements too, such as two discounts, if these used the same seed, n and reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from varlab import checks
+from varlab.analysis.bias import pair_square, pair_square_leave_one_out
+from varlab.analysis.blocks import CentredBlocks, pooled_variance
+from varlab.analysis.intervals import LINEAR, Interval, jackknife_interval
+from varlab.analysis.targets import mean_noise
+from varlab.types import Moments, Reference
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic with what it would be without any one block.
+
+    Attributes:
+        value: the statistic.
+        own: [B] without each block of the measurement.
+        other: [B'] without each block of the reference; None if that is exact.
+    """
+
+    value: float
+    own: np.ndarray
+    other: np.ndarray | None = None
+
+    @property
+    def sources(self) -> list[np.ndarray]:
+        """Both sets of leave-one-out values."""
+        return [self.own] if self.other is None else [self.own, self.other]
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Return the jackknife interval, on the logarithm where all values are positive."""
+        if self.value > 0 and all((x > 0).all() for x in self.sources):
+            return jackknife_interval(self.value, self.sources, level)
+        return jackknife_interval(self.value, self.sources, level, LINEAR)
+
+
+def ratio(above: Estimate, below: Estimate) -> Estimate:
+    """Return the ratio of two estimates of the same blocks.
+
+    Args:
+        above: numerator.
+        below: denominator.
+
+    Returns:
+        The ratio, blocks left out of both at once.
+
+    Raises:
+        InputError: if the two do not have the same blocks.
+    """
+    for a, b in ((above.own, below.own), (above.other, below.other)):
+        if np.shape(a) != np.shape(b):
+            raise checks.InputError(
+                "Two estimates from the same blocks were expected for a ratio, but their numbers of blocks differ; measure both "
+                "with the same seed and n, and against the same reference."
+            )
+    other = None if above.other is None else above.other / below.other
+    return Estimate(above.value / below.value, above.own / below.own, other)
+
+
+def squared_errors(moments: Moments, reference: Reference, sizes: Sequence[float]) -> dict[tuple[str, float], Estimate]:
+    """Estimate MSE_N of every choice at every batch size.
+
+    Args:
+        moments: of K choices.
+        reference: ∇J with blocks of its own, or exact.
+        sizes: batch sizes N, in trajectories.
+
+    Returns:
+        (name of the choice, N) → estimate, free of bias.
+    """
+    grad = np.asarray(reference.grad, dtype=np.float64)
+    blocks = None
+    if reference.block_mean is not None:
+        count = np.ones(len(reference.block_mean)) if reference.block_count is None else np.asarray(reference.block_count)
+        blocks = CentredBlocks.of(count, reference.block_mean)
+    out = {}
+    for k, name in enumerate(moments.names):
+        choice = CentredBlocks.of_choice(moments, k)
+        variance = pooled_variance(choice.count, moments.trace_m2[:, k], choice.dev_sq)
+        for size in sizes:
+            out[name, size] = _estimate(choice, variance, grad, blocks, size / moments.unit)
+    return out
+
+
+def _estimate(
+    choice: CentredBlocks, variance: tuple[float, np.ndarray], grad: np.ndarray, blocks: CentredBlocks | None, size: float
+) -> Estimate:
+    """Pairs of distinct blocks of d = m − r̄, less the noise of r̄, plus variance/N."""
+    d, (total, loo) = choice.mean - grad, variance
+    norm_sq, inner = float(d @ d), choice.dev @ d
+    square = pair_square(norm_sq, inner, choice.dev_sq, choice.weight)
+    squares = pair_square_leave_one_out(norm_sq, inner, choice.dev_sq, choice.weight)
+    if blocks is None:
+        return Estimate(square + total / size, squares + loo / size)
+    noise, noise_loo = mean_noise(blocks)
+    # Without block c of the reference d moves by h_c e_c, and the pairs of the measurement's blocks with it.
+    w_sq, h = np.square(choice.weight), blocks.h
+    moved = norm_sq + 2 * h * (blocks.dev @ d) + h**2 * blocks.dev_sq
+    diagonal = (w_sq.dot(2 * inner + choice.dev_sq) + 2 * h * (w_sq @ choice.dev @ blocks.dev.T)) / (1 - w_sq.sum())
+    other = moved - diagonal - noise_loo + total / size
+    return Estimate(square - noise + total / size, squares - noise + loo / size, other)
+
