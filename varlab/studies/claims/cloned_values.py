@@ -133,9 +133,9 @@ def cloning_excess(world: World, v: np.ndarray, k: int) -> float:
 
 @study(
     "cloned_values",
-    f"A random tree of {CHOICES} choices at {DEPTH} depths. Chance that two next steps are ranked right, by depth, exactly for the "
-    f"mean of K = {CONTINUATIONS} continuations and as a mean over ten learned V (two hidden layers of 64 on the path), each fitted "
-    f"on the environment steps that the continuations of {TRAJECTORIES} trajectories take. The dashed line is chance.",
+    f"A random tree of {CHOICES} choices at {DEPTH} depths. Chance that two next steps are ranked right, by depth, exactly for "
+    f"the mean of K = {CONTINUATIONS} continuations and as a mean over ten learned V (two hidden layers of 64 on the path), each "
+    f"fitted on the environment steps that the continuations of {TRAJECTORIES} trajectories take. The dashed line is chance.",
     draw=lambda rows, style=None: draw(rows, style),
 )
 def cloned_values(budget: Budget) -> pd.DataFrame:
@@ -244,8 +244,8 @@ claim(
 claim(
     id="VP-1e",
     sentence="Monte Carlo values by resets pay for themselves: less variance per environment step than without any V.",
-    condition=f"tree of {CHOICES}^{DEPTH} paths, K = 9, returns less V against returns alone", source="derived here: branches charged",
-    tag="X", study="cloned_values", statistic="ratio of variance × environment steps (exact)", needs=("reward_to_go",),
+    condition=f"tree of {CHOICES}^{DEPTH} paths, K = 9, returns less V against returns alone",
+    source="derived here: branches charged", tag="X", study="cloned_values", statistic="ratio of variance × environment steps (exact)", needs=("reward_to_go",),
     effect=_row("cost ratio", CLONED), direction="below", bound=1.0,
     control=Control("the same with exact V, were it to cost as much", _row("cost ratio", "exact V at the same cost")),
 )  # fmt: skip

@@ -6,6 +6,7 @@ Claims about λ, time limits and values by cloning are in files of their own, wh
 from __future__ import annotations
 
 import functools
+
 import numpy as np
 import pandas as pd
 import torch
@@ -125,7 +126,7 @@ claim(
     source=NOTA + "; worked out in a public course", tag="T", published="0.25, 6.5, −0.5 [T]", study="dropped_discount",
     statistic="largest distance of the exact updates from these, within 10⁻¹² of 0",
     effect=cases.extreme("max", label="off by"), direction="within", bound=0.0, margin=1e-12,
-    control=Control("the same with the prize discounted once too little", cases.extreme("max", label="off by, prize one step early")),
+    control=Control("the prize discounted once too little", cases.extreme("max", label="off by, prize one step early")),
 )  # fmt: skip
 claim(
     id="NT-1c",
@@ -142,8 +143,8 @@ claim(
 
 @study(
     "discount_variance",
-    "Reward-to-go without the weight γ^t against ∇J_1, exactly: squared bias and variance over ‖∇J_1‖², and mean squared error at N "
-    "= 100, over γ on the first of the random MDPs (5 states, 3 actions, 20 steps, rewards U(0, 1)).",
+    "Reward-to-go without the weight γ^t against ∇J_1, exactly: squared bias and variance over ‖∇J_1‖², and mean squared error at "
+    "N = 100, over γ on the first of the random MDPs (5 states, 3 actions, 20 steps, rewards U(0, 1)).",
     draw=lambda rows, style=None: draw_discounts(rows, style),
 )
 def discount_variance(budget: Budget) -> pd.DataFrame:

@@ -17,8 +17,8 @@ from varlab.envs.random_mdp import random_mdp
 from varlab.oracles.world import World
 from varlab.policies.networks import SoftmaxTable
 from varlab.rng import Streams, numpy_generator
-from varlab.studies.textbook_order import FeatureSoftmax
 from varlab.studies.claims.verdicts import Effect
+from varlab.studies.textbook_order import FeatureSoftmax
 from varlab.values import ExactValues, FunctionValues
 from varlab.values.dynamic_programming import occupancy, policy_table
 

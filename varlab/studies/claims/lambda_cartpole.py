@@ -53,7 +53,8 @@ def estimates_of(budget: Budget) -> tuple[Grid, dict[str, Result]]:
     for gamma, objective in (*((g, J_1) for g in DISCOUNTS), (GAMMA, J_GAMMA)):
         result = measure(
             env, policy, names, n=budget.n(12_000), gamma=gamma, seed=budget.seed, reference_seed=budget.seed,
-            reference=references.get(objective, "sampled"), n_reference=budget.n(40_000), critic=CriticSettings(seed=budget.seed, **CRITIC), objectives=(objective,),
+            reference=references.get(objective, "sampled"), n_reference=budget.n(40_000),
+            critic=CriticSettings(seed=budget.seed, **CRITIC), objectives=(objective,),
             discount_weighting=objective == J_GAMMA, per_parameter=False,
         )  # fmt: skip
         references |= result.references
@@ -67,8 +68,8 @@ def estimates_of(budget: Budget) -> tuple[Grid, dict[str, Result]]:
 @study(
     "gae_cartpole",
     "Mean squared error at batch size N over ‖∇J‖² of GAE(λ) on CartPole-v1, linear policy with episodes of about 160 steps, a "
-    "critic fitted on 100 episodes of its own. Left: γ = 0.99 with weights γ^t, to ∇J_γ. Right: N = 100 without weights, to ∇J_1. "
-    "Bands are those of the numerator; all curves share trajectories and reference.",
+    "critic fitted on 100 episodes of its own. Left: γ = 0.99 with weights γ^t, to ∇J_γ. Right: N = 100 without weights, to "
+    "∇J_1. Bands are those of the numerator; all curves share trajectories and reference.",
     draw=lambda rows, style=None: draw(rows, style),
 )
 def gae_cartpole(budget: Budget) -> pd.DataFrame:
@@ -84,10 +85,8 @@ def gae_cartpole(budget: Budget) -> pd.DataFrame:
     n, rows = int(results[J_1].moments.count.sum()), []
 
     def add(statistic: str, estimate: Estimate, scale: float = 1.0, **keys: object) -> None:
-        low, high = estimate.interval()
-        rows.append(
-            {"statistic": statistic, **keys, "value": estimate.value / scale, "value_low": low / scale, "value_high": high / scale}
-        )
+        low, high = (end / scale for end in estimate.interval())
+        rows.append({"statistic": statistic, **keys, "value": estimate.value / scale, "value_low": low, "value_high": high})
 
     for (objective, gamma, lam, size), estimate in found.items():
         # The table's own ‖∇J‖² is debiased; J_1 is the same at every discount.

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 
 from varlab.analysis import estimates
@@ -183,8 +182,8 @@ claim(
 
 @study(
     "gae_best_lambda",
-    "The λ with the smallest mean squared error bias² + variance/N against the batch size N, exactly on one random MDP (5 states, "
-    "3 actions, 20 steps, γ = 0.95), for critics V + ε e(s) with e of unit norm on the policy's visits.",
+    "The λ with the smallest mean squared error bias² + variance/N against the batch size N, exactly on one random MDP (5 "
+    "states, 3 actions, 20 steps, γ = 0.95), for critics V + ε e(s) with e of unit norm on the policy's visits.",
     draw=functools.partial(estimates.draw, xlabel="batch size $N$", ylabel=r"best $\lambda$", log="x"),
 )
 def best_lambda(budget: Budget) -> pd.DataFrame:
@@ -229,8 +228,8 @@ claim(
 
 @study(
     "discount_and_lambda",
-    "Share of random MDPs (5 states, 3 actions, 20 steps, rewards U(0, 1)) in which the smallest mean squared error over a grid of "
-    "discounts 0 ≤ γ ≤ 1 and 0 ≤ λ ≤ 1 lies in its interior, from exact moments of GAE with V^{π,γ} + 0.5 e(s). To ∇J_1: steps "
+    "Share of random MDPs (5 states, 3 actions, 20 steps, rewards U(0, 1)) in which the smallest mean squared error over a grid "
+    "of discounts 0 ≤ γ ≤ 1 and 0 ≤ λ ≤ 1 lies in its interior, from exact moments of GAE with V^{π,γ} + 0.5 e(s). To ∇J_1: steps "
     "without the weight γ^t; to ∇J_γ: steps weighted by γ^t, error over ‖∇J_γ‖².",
     draw=functools.partial(
         estimates.draw, xlabel="batch size $N$", ylabel="share with both best values interior", log="x", line=0.5

@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from varlab.analysis import style as styles
 from varlab.analysis.tables import short
 from varlab.envs.base import Environment
 from varlab.envs.closed_form import constant_return
@@ -36,8 +35,9 @@ def counter_examples() -> list[tuple[Environment, object]]:
 
 @study(
     "textbook_order",
-    "Share of random finite MDPs (3 states, 2 actions, 3 steps, γ = 1) in which the textbook order of variances fails, from exact "
-    "variances; transitions uniform on the simplex. The axis is linear up to 1 % and logarithmic beyond; panels share their draws.",
+    "Share of random finite MDPs (3 states, 2 actions, 3 steps, γ = 1) in which the textbook order of variances fails, from "
+    "exact variances; transitions uniform on the simplex. The axis is linear up to 1 % and logarithmic beyond; panels share their "
+    "draws.",
     draw=lambda rows, style=None: textbook.draw(shares(rows), style),
 )
 def textbook_order(budget: Budget) -> pd.DataFrame:
@@ -92,7 +92,7 @@ def short_table(rows: pd.DataFrame) -> str:
     lines = [
         f"How often the textbook order of variances fails ({n} random MDPs per cell; no order is a theorem):",
         "",
-        "| textbook order | fails, rewards U(0, 1) | fails, rewards N(0, 1) | median / Var R, U(0, 1) | median / Var R, N(0, 1) |",
+        "| textbook order | fails, U(0, 1) rewards | fails, N(0, 1) | median / Var R, U(0, 1) | median / Var R, N(0, 1) |",
         "|---|---:|---:|---:|---:|",
     ]
     for phi, other in textbook.ORDER:

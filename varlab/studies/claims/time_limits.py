@@ -97,7 +97,8 @@ def draw_limits(rows: pd.DataFrame, style: object = None) -> styles.Figure:
     table = table.groupby(["panel", "label"], sort=False)["value"].agg(["median", "min", "max"]).reset_index()
     table = table.rename(columns={"median": "value", "min": "value_low", "max": "value_high"})
     table["panel"] = "against " + table["panel"]
-    return estimates.draw(table[table["value"] > NOTHING], style, xlabel=r"$\Vert$bias$\Vert^2$ / $\Vert\nabla J\Vert^2$", log="x")
+    xlabel = r"$\Vert$bias$\Vert^2$ / $\Vert\nabla J\Vert^2$"
+    return estimates.draw(table[table["value"] > NOTHING], style, xlabel=xlabel, log="x")
 
 
 PART, WHOLE = {"panel": "the sampled part", "case": "random"}, {"panel": "the whole gradient", "case": "random"}
