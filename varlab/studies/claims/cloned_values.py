@@ -245,7 +245,8 @@ claim(
     id="VP-1e",
     sentence="Monte Carlo values by resets pay for themselves: less variance per environment step than without any V.",
     condition=f"tree of {CHOICES}^{DEPTH} paths, K = 9, returns less V against returns alone",
-    source="derived here: branches charged", tag="X", study="cloned_values", statistic="ratio of variance × environment steps (exact)", needs=("reward_to_go",),
+    source="derived here: branches charged", tag="X", study="cloned_values",
+    statistic="ratio of variance × environment steps (exact)", needs=("reward_to_go",),
     effect=_row("cost ratio", CLONED), direction="below", bound=1.0,
     control=Control("the same with exact V, were it to cost as much", _row("cost ratio", "exact V at the same cost")),
 )  # fmt: skip

@@ -1,7 +1,4 @@
-"""Discounts, exactly: γ^t dropped, and γ < 1 as variance reduction.
-
-Claims about λ, time limits and values by cloning are in files of their own, which this one imports: the family is whole.
-"""
+"""Discounts, exactly: γ^t dropped, and γ < 1 as variance reduction."""
 
 from __future__ import annotations
 
@@ -18,7 +15,6 @@ from varlab.envs.closed_form import PRICE, PRIZE, constant_return, sign_flip, si
 from varlab.envs.finite import FiniteMDP
 from varlab.oracles.exact import exact
 from varlab.policies.networks import Linear, SoftmaxTable
-from varlab.studies.claims import cloned_values, lambda_cartpole, lambda_exact, time_limits  # noqa: F401  (they enter their claims)
 from varlab.studies.claims import finite_cases as cases
 from varlab.studies.claims.catalogue import Budget, Control, claim, study
 from varlab.studies.claims.verdicts import Effect
@@ -143,8 +139,8 @@ claim(
 
 @study(
     "discount_variance",
-    "Reward-to-go without the weight γ^t against ∇J_1, exactly: squared bias and variance over ‖∇J_1‖², and mean squared error at "
-    "N = 100, over γ on the first of the random MDPs (5 states, 3 actions, 20 steps, rewards U(0, 1)).",
+    "Reward-to-go without the weight γ^t against ∇J_1, exactly: squared bias and variance over ‖∇J_1‖², and mean squared error "
+    "at N = 100, over γ on the first of the random MDPs (5 states, 3 actions, 20 steps, rewards U(0, 1)).",
     draw=lambda rows, style=None: draw_discounts(rows, style),
 )
 def discount_variance(budget: Budget) -> pd.DataFrame:

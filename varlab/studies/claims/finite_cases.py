@@ -20,7 +20,7 @@ from varlab.rng import Streams, numpy_generator
 from varlab.studies.claims.verdicts import Effect
 from varlab.studies.textbook_order import FeatureSoftmax
 from varlab.values import ExactValues, FunctionValues
-from varlab.values.dynamic_programming import occupancy, policy_table
+from varlab.values.error import table_error
 
 STATES, ACTIONS, HORIZON = 5, 3, 20
 
@@ -47,10 +47,19 @@ def random_case(
 
 
 def unit_error(env: Environment, policy: nn.Module, seed: int, number: int) -> Tensor:
-    """Return e [S], standard normal numbers normalised so that E Σ_t e(s_t)² / E T = 1 on the policy's visits."""
-    e = torch.from_numpy(numpy_generator(Streams(seed).sequence("critic", number)).standard_normal(env.finite.num_states))
-    visits = occupancy(env.finite, policy_table(policy, env.finite).detach(), env.horizon)
-    return e / ((visits * e**2).sum() / visits.sum()).sqrt()
+    """Return e [H + 1, S] of the dial of critic error: standard normal, E Σ_t e_t(s_t)² / E T = 1 on the policy's visits.
+
+    Args:
+        env: a finite world.
+        policy: whose visits they are.
+        seed: root seed.
+        number: of the MDP.
+
+    Returns:
+        The table.
+    """
+    (entropy,) = Streams(seed).sequence("critic", number).generate_state(1)
+    return table_error(env, policy, int(entropy), torch.device("cpu")).v
 
 
 def as_function(v: Tensor) -> FunctionValues:
@@ -59,7 +68,7 @@ def as_function(v: Tensor) -> FunctionValues:
 
 
 def wrong_values(env: Environment, policy: nn.Module, gamma: float, error: Tensor | float) -> FunctionValues:
-    """Return V^{π,γ} + error, the error [S] (or one number) the same at every time."""
+    """Return V^{π,γ} + error, the error a table [H + 1, S] or one number."""
     v = ExactValues.of(env.finite, policy, gamma, env.horizon).v
     return as_function(v + torch.as_tensor(error, dtype=torch.float64))
 

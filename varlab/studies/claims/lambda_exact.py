@@ -57,7 +57,7 @@ def relative(env: Environment, policy: nn.Module, phi: list, gamma: float, value
 @study(
     "gae_bias_variance",
     "Squared bias, variance and the sum of the variances of the single terms of GAE(λ), over ‖∇J_γ‖², exactly on random MDPs (5 "
-    "states, 3 actions, 20 steps, γ = 0.95, softmax table). V is exact or exact + ε e(s), e of unit norm on the policy's visits; "
+    "states, 3 actions, 20 steps, γ = 0.95, softmax table). V is exact or exact + ε e, e a table of unit norm on the policy's visits; "
     "the first MDP is drawn. A bias of 0 has no place on the logarithmic axis.",
     draw=lambda rows, style=None: draw_first(rows, style),
 )
@@ -155,7 +155,7 @@ claim(
 claim(
     id="GA-1d",
     sentence="With λ = 0 any other V than V^{π,γ} makes GAE biased.",
-    condition="errors that differ between states, of size ε = 1; an error that depends on time alone, such as V + 1, cancels",
+    condition="errors that differ between states, ε = 1; an error that depends on time alone, such as V + 1, cancels",
     source=f"{SCHULMAN}, sec. 3", tag="T", study="gae_bias_variance", needs=("gae(lam=0.0)",),
     statistic="smallest ‖bias‖²/‖∇J_γ‖² at λ = 0 over random MDPs (exact)",
     effect=_extreme("bias", RANDOM_ERROR, "min", 0.0), direction="above", bound=1e-7,
@@ -183,7 +183,7 @@ claim(
 @study(
     "gae_best_lambda",
     "The λ with the smallest mean squared error bias² + variance/N against the batch size N, exactly on one random MDP (5 "
-    "states, 3 actions, 20 steps, γ = 0.95), for critics V + ε e(s) with e of unit norm on the policy's visits.",
+    "states, 3 actions, 20 steps, γ = 0.95), for critics V + ε e with e a table of unit norm on the policy's visits.",
     draw=functools.partial(estimates.draw, xlabel="batch size $N$", ylabel=r"best $\lambda$", log="x"),
 )
 def best_lambda(budget: Budget) -> pd.DataFrame:
@@ -229,8 +229,8 @@ claim(
 @study(
     "discount_and_lambda",
     "Share of random MDPs (5 states, 3 actions, 20 steps, rewards U(0, 1)) in which the smallest mean squared error over a grid "
-    "of discounts 0 ≤ γ ≤ 1 and 0 ≤ λ ≤ 1 lies in its interior, from exact moments of GAE with V^{π,γ} + 0.5 e(s). To ∇J_1: steps "
-    "without the weight γ^t; to ∇J_γ: steps weighted by γ^t, error over ‖∇J_γ‖².",
+    "of discounts 0 ≤ γ ≤ 1 and 0 ≤ λ ≤ 1 lies in its interior, from exact moments of GAE with V^{π,γ} + 0.5 e. To ∇J_1: "
+    "steps without the weight γ^t; to ∇J_γ: steps weighted by γ^t, error over ‖∇J_γ‖².",
     draw=functools.partial(
         estimates.draw, xlabel="batch size $N$", ylabel="share with both best values interior", log="x", line=0.5
     ),

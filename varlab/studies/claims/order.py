@@ -36,8 +36,8 @@ def counter_examples() -> list[tuple[Environment, object]]:
 @study(
     "textbook_order",
     "Share of random finite MDPs (3 states, 2 actions, 3 steps, γ = 1) in which the textbook order of variances fails, from "
-    "exact variances; transitions uniform on the simplex. The axis is linear up to 1 % and logarithmic beyond; panels share their "
-    "draws.",
+    "exact variances; transitions uniform on the simplex. The axis is linear up to 1 % and logarithmic beyond; panels share "
+    "their draws.",
     draw=lambda rows, style=None: textbook.draw(shares(rows), style),
 )
 def textbook_order(budget: Budget) -> pd.DataFrame:
