@@ -57,8 +57,8 @@ def relative(env: Environment, policy: nn.Module, phi: list, gamma: float, value
 @study(
     "gae_bias_variance",
     "Squared bias, variance and the sum of the variances of the single terms of GAE(λ), over ‖∇J_γ‖², exactly on random MDPs (5 "
-    "states, 3 actions, 20 steps, γ = 0.95, softmax table). V is exact or exact + ε e, e a table of unit norm on the policy's visits; "
-    "the first MDP is drawn. A bias of 0 has no place on the logarithmic axis.",
+    "states, 3 actions, 20 steps, γ = 0.95, softmax table). V is exact or exact + ε e, e a table of unit norm on the policy's "
+    "visits; the first MDP is drawn. A bias of 0 has no place on the logarithmic axis.",
     draw=lambda rows, style=None: draw_first(rows, style),
 )
 def bias_variance(budget: Budget) -> pd.DataFrame:
@@ -239,13 +239,12 @@ def discount_and_lambda(budget: Budget) -> pd.DataFrame:
     """Return in how many random MDPs the best γ and the best λ are both in the interior of the grid.
 
     Args:
-        budget: number of MDPs (100) and seed.
+        budget: number of MDPs (200) and seed.
 
     Returns:
-        One row per objective (label) and batch size (x) with the share and its Clopper–Pearson interval; ``corner`` rows with the
-        share of MDPs whose best values are γ = λ = 1 at N = 10¹².
+        One row per objective (label) and batch size (x) with the share and its Clopper–Pearson interval.
     """
-    phi, n, inside, rows = [GAE(lam) for lam in GRID], budget.n(100, least=10, multiple=10), {}, []
+    phi, n, inside, rows = [GAE(lam) for lam in GRID], budget.n(200, least=10, multiple=10), {}, []
     for number in range(n):
         env, policy = cases.random_case(budget.seed, number, "uniform")
         e = GRID_ERROR * cases.unit_error(env, policy, budget.seed, number)
