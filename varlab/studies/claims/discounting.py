@@ -91,7 +91,7 @@ def dropped_discount(budget: Budget) -> pd.DataFrame:
         rows.append(("off by, prize one step early", float(p), max(abs(found[k] / spread - late[k]) for k in found)))
         for kind in ("dropped", "J_gamma"):
             rows.append((f"{kind} along ∇J", float(p), max(found[kind] * found[k] for k in ("J_gamma", "J_1")) / spread**2))
-    for number in range(budget.n(50, least=10, multiple=10)):
+    for number in range(budget.n(50, least=2, multiple=2)):
         env, policy = cases.random_case(budget.seed, number)
         theta = policy.logits.weight.detach().flatten()
         for kind, weighted in (("asymmetry, dropped", False), ("asymmetry, kept", True)):
@@ -152,7 +152,7 @@ def discount_variance(budget: Budget) -> pd.DataFrame:
     Returns:
         One row per case, mdp and gamma with ``bias`` and ``variance``, over ‖∇J_1‖² in random MDPs.
     """
-    worlds = [("random", *cases.random_case(budget.seed, i, "uniform")) for i in range(budget.n(50, least=10, multiple=10))]
+    worlds = [("random", *cases.random_case(budget.seed, i, "uniform")) for i in range(budget.n(50, least=2, multiple=2))]
     constant = constant_return()
     worlds.append(("constant return", constant, SoftmaxTable(constant).double()))
     rows = []

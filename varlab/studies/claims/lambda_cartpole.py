@@ -53,7 +53,7 @@ def estimates_of(budget: Budget) -> tuple[Grid, dict[str, Result]]:
     for gamma, objective in (*((g, J_1) for g in DISCOUNTS), (GAMMA, J_GAMMA)):
         result = measure(
             env, policy, names, n=budget.n(12_000), gamma=gamma, seed=budget.seed, reference_seed=budget.seed,
-            reference=references.get(objective, "sampled"), n_reference=budget.n(40_000),
+            reference=references.get(objective, "sampled"), n_reference=budget.n(40_000), pilot=budget.n(1000, least=100),
             critic=CriticSettings(seed=budget.seed, **CRITIC), objectives=(objective,),
             discount_weighting=objective == J_GAMMA, per_parameter=False,
         )  # fmt: skip

@@ -72,7 +72,7 @@ def bias_variance(budget: Budget) -> pd.DataFrame:
         and ``V one step late``, and ``two steps`` for the counter-example.
     """
     rows, phi = [], [GAE(lam) for lam in LAMBDAS]
-    for number in range(budget.n(50, least=10, multiple=10)):
+    for number in range(budget.n(50, least=2, multiple=2)):
         env, policy = cases.random_case(budget.seed, number)
         e = cases.unit_error(env, policy, budget.seed, number)
         sources = {(f"V + {eps:g} e" if eps else "V", eps): cases.wrong_values(env, policy, GAMMA, eps * e) for eps in ERRORS}
@@ -244,7 +244,7 @@ def discount_and_lambda(budget: Budget) -> pd.DataFrame:
     Returns:
         One row per objective (label) and batch size (x) with the share and its Clopper–Pearson interval.
     """
-    phi, n, inside, rows = [GAE(lam) for lam in GRID], budget.n(200, least=10, multiple=10), {}, []
+    phi, n, inside, rows = [GAE(lam) for lam in GRID], budget.n(200, least=2, multiple=2), {}, []
     for number in range(n):
         env, policy = cases.random_case(budget.seed, number, "uniform")
         e = GRID_ERROR * cases.unit_error(env, policy, budget.seed, number)

@@ -73,7 +73,7 @@ def time_limits(budget: Budget) -> pd.DataFrame:
         One row per label (mode), panel (the gradient compared with), case and mdp with the value.
     """
     rows = []
-    for number in range(budget.n(20, least=10, multiple=10)):
+    for number in range(budget.n(20, least=2, multiple=2)):
         drawn, policy = cases.random_case(budget.seed, number, "uniform", HORIZON, ENDING)
         first = torch.eye(cases.STATES, dtype=torch.float64)[0]
         endless = replace(drawn.finite, terminated=torch.zeros_like(drawn.finite.terminated))
