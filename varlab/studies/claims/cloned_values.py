@@ -194,6 +194,8 @@ def _interval(x: np.ndarray) -> tuple[float, float, float]:
 def draw(rows: pd.DataFrame, style: object = None) -> styles.Figure:
     """Draw the chance of a right order over depth."""
     table = rows[rows["statistic"] == "rank"]
+    ends = table[["value_low", "value_high"]].clip(0.0, 1.0)  # of a chance
+    table = table.assign(value_low=ends["value_low"], value_high=ends["value_high"])
     return estimates.draw(table, style, xlabel="depth of the step", ylabel="chance of the right order", line=0.5)
 
 

@@ -140,7 +140,7 @@ claim(
 @study(
     "discount_variance",
     "Reward-to-go without the weight γ^t against ∇J_1, exactly: squared bias and variance over ‖∇J_1‖², and mean squared error "
-    "at N = 100, over γ on the first of the random MDPs (5 states, 3 actions, 20 steps, rewards U(0, 1)).",
+    "at N = 10⁴, over γ on the first of the random MDPs (5 states, 3 actions, 20 steps, rewards U(0, 1)).",
     draw=lambda rows, style=None: draw_discounts(rows, style),
 )
 def discount_variance(budget: Budget) -> pd.DataFrame:
@@ -167,10 +167,10 @@ def discount_variance(budget: Budget) -> pd.DataFrame:
 
 
 def draw_discounts(rows: pd.DataFrame, style: object = None) -> styles.Figure:
-    """Draw bias, variance over 100 and their sum over γ for the first MDP."""
+    """Draw bias, variance over 10⁴ and their sum over γ for the first MDP."""
     first = rows[rows["mdp"] == 0]
-    columns = {r"bias$^2$": first["bias"], "variance / 100": first["variance"] / 100}
-    columns["MSE at $N = 100$"] = first["bias"] + first["variance"] / 100
+    columns = {r"bias$^2$": first["bias"], "variance / $10^4$": first["variance"] / 1e4}
+    columns["MSE at $N = 10^4$"] = first["bias"] + first["variance"] / 1e4
     table = pd.concat([first.assign(label=name, x=first["gamma"], value=x.where(x > NOTHING)) for name, x in columns.items()])
     table = table.dropna(subset="value").assign(value_low=lambda t: t["value"], value_high=lambda t: t["value"])
     return estimates.draw(table, style, xlabel=r"$\gamma$", ylabel=r"over $\Vert\nabla J_1\Vert^2$", log="y")

@@ -7,6 +7,7 @@ import torch
 
 from varlab import envs, policies
 from varlab.analysis import estimates
+from varlab.analysis import style as styles
 from varlab.analysis.mse import Estimate, ratio, squared_errors
 from varlab.envs.base import Environment
 from varlab.experiment import Result, measure
@@ -119,7 +120,7 @@ def gae_cartpole(budget: Budget) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(n=n)
 
 
-def draw(rows: pd.DataFrame, style: object = None) -> object:
+def draw(rows: pd.DataFrame, style: object = None) -> styles.Figure:
     """Draw the error over λ: one curve for each batch size at γ = 0.99, one for each discount at N = 100."""
     mse = rows[rows["statistic"] == "mse"]
     left = mse[(mse["objective"] == J_GAMMA) & mse["N"].isin((5, 30, 100, 1000))]

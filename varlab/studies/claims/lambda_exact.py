@@ -10,6 +10,7 @@ import pandas as pd
 from torch import nn
 
 from varlab.analysis import estimates
+from varlab.analysis import style as styles
 from varlab.envs.base import Environment
 from varlab.estimators.baselines import ValueBaseline
 from varlab.estimators.bootstrapped import GAE
@@ -93,7 +94,7 @@ def bias_variance(budget: Budget) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["mdp", "label", "error", "lam", "bias", "variance", "terms"])
 
 
-def draw_first(rows: pd.DataFrame, style: object = None) -> object:
+def draw_first(rows: pd.DataFrame, style: object = None) -> styles.Figure:
     """Draw bias and variance of the first MDP over λ, one curve for each size of the critic's error."""
     first = rows[(rows["mdp"] == 0) & rows["label"].str.match(r"V( \+ [0-9.]+ e)?$")]
     parts = [
@@ -101,9 +102,9 @@ def draw_first(rows: pd.DataFrame, style: object = None) -> object:
         for what, title in (("bias", r"bias$^2$ / $\Vert\nabla J\Vert^2$"), ("variance", r"variance / $\Vert\nabla J\Vert^2$"))
     ]
     table = pd.concat(parts)
-    table["label"] = table["label"].map(lambda x: f"${x.replace('+', '+').replace(' e', 'e')}$")
+    table["label"] = table["label"].map(lambda x: f"${x.replace(' e', 'e')}$")
     table = table.assign(value_low=table["value"], value_high=table["value"])
-    return estimates.draw(table.dropna(subset="value"), style, xlabel=r"$\lambda$", ylabel="exact value", log="y")
+    return estimates.draw(table, style, xlabel=r"$\lambda$", ylabel="exact value", log="y")
 
 
 def _extreme(what: str, label: str, how: str, lam: float | None = None):  # noqa: ANN202
@@ -231,9 +232,7 @@ claim(
     "Share of random MDPs (5 states, 3 actions, 20 steps, rewards U(0, 1)) in which the smallest mean squared error over a grid "
     "of discounts 0 ≤ γ ≤ 1 and 0 ≤ λ ≤ 1 lies in its interior, from exact moments of GAE with V^{π,γ} + 0.5 e. To ∇J_1: "
     "steps without the weight γ^t; to ∇J_γ: steps weighted by γ^t, error over ‖∇J_γ‖².",
-    draw=functools.partial(
-        estimates.draw, xlabel="batch size $N$", ylabel="share with both best values interior", log="x", line=0.5
-    ),
+    draw=lambda rows, style=None: draw_shares(rows, style),
 )
 def discount_and_lambda(budget: Budget) -> pd.DataFrame:
     """Return in how many random MDPs the best γ and the best λ are both in the interior of the grid.
@@ -268,6 +267,12 @@ def discount_and_lambda(budget: Budget) -> pd.DataFrame:
 def _against(found: object, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     square = (truth**2).sum()
     return ((found.mean - truth) ** 2).sum(1) / square, found.variance / square
+
+
+def draw_shares(rows: pd.DataFrame, style: object = None) -> styles.Figure:
+    """Draw the share against batch size, without the batches so large that variance does not count."""
+    labels = {"xlabel": "batch size $N$", "ylabel": "share with both best values interior"}
+    return estimates.draw(rows[rows["x"].isin(GRID_SIZES)], style, log="x", line=0.5, **labels)
 
 
 def _share(label: str, size: float):  # noqa: ANN202
