@@ -227,6 +227,26 @@ claim(
 )  # fmt: skip
 
 
+def _smallest(positive: bool):  # noqa: ANN202
+    """Return rows → the smallest best λ over batch sizes, for critics in error or for exact V."""
+
+    def effect(rows: pd.DataFrame) -> Effect:
+        return Effect.exact(rows[(rows["error"] > 0) == positive]["value"].min())
+
+    return effect
+
+
+claim(
+    id="GA-2e",
+    sentence="The best λ lies between 0.92 and 0.98.",
+    condition="one random MDP, ε = 0.1, 0.3 and 1, N from 10 to 10⁶: the range was found on cart-pole, at one N",
+    source=f"{SCHULMAN}, Fig. 2", tag="T", published="0.92 to 0.98 [T]", study="gae_best_lambda", needs=("gae(lam=0.95)",),
+    statistic="smallest best λ over ε and N, in mean squared error to ∇J_γ (exact)",
+    effect=_smallest(True), direction="above", bound=0.92,
+    control=Control("the same with exact V", _smallest(False)),
+)  # fmt: skip
+
+
 @study(
     "discount_and_lambda",
     "Share of random MDPs (5 states, 3 actions, 20 steps, rewards U(0, 1)) in which the smallest mean squared error over a grid "
