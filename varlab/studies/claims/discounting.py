@@ -59,7 +59,7 @@ def asymmetry(field: Tensor) -> float:
 @study(
     "dropped_discount",
     "Mean update of reward-to-go with and without the weight γ^t on the sign-flip world over π(a = 1), divided by p (1 − p), γ = "
-    "1/2; exact. Rows below the curves: asymmetry of the Jacobian of the update over θ on random MDPs.",
+    "1/2; exact.",
     draw=lambda rows, style=None: draw_dropped(rows, style),
 )
 def dropped_discount(budget: Budget) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from varlab.policies.networks import SoftmaxTable
 from varlab.studies.claims import finite_cases as cases
 from varlab.studies.claims.catalogue import Budget, Control, claim, study
 from varlab.studies.claims.verdicts import Effect
+from varlab.studies.textbook_order import median
 from varlab.values.dynamic_programming import evaluate, gradient, occupancy, policy_table
 
 PARDO = "Pardo, Tavakoli, Levdik, Kormushev 2018 (Time limits in RL)"
@@ -60,7 +61,8 @@ MODES = {
 @study(
     "time_limits",
     "GAE(0.95) with exact V on random MDPs of 50 steps cut at 10 (γ = 0.95): ‖bias‖²/‖∇J‖² of four values after the cut, against "
-    "the sampled part of the policy gradient (steps before the cut) and against all of it; exact, ten MDPs per row.",
+    "the sampled part of the policy gradient (steps before the cut) and against all of it. Each "
+    "MDP's is exact; drawn are medians over MDPs.",
     draw=lambda rows, style=None: draw_limits(rows, style),
 )
 def time_limits(budget: Budget) -> pd.DataFrame:
@@ -92,10 +94,10 @@ def time_limits(budget: Budget) -> pd.DataFrame:
 
 
 def draw_limits(rows: pd.DataFrame, style: object = None) -> styles.Figure:
-    """Draw medians over MDPs with their ranges."""
-    table = rows[(rows["case"] == "random") & rows["label"].isin(MODES)]
-    table = table.groupby(["panel", "label"], sort=False)["value"].agg(["median", "min", "max"]).reset_index()
-    table = table.rename(columns={"median": "value", "min": "value_low", "max": "value_high"})
+    """Draw medians over MDPs with the intervals that order statistics give them."""
+    part = rows[(rows["case"] == "random") & rows["label"].isin(MODES)]
+    medians = [(*key, *median(x["value"])) for key, x in part.groupby(["panel", "label"], sort=False)]
+    table = pd.DataFrame(medians, columns=["panel", "label", "value", "value_low", "value_high"])
     table["panel"] = "against " + table["panel"]
     xlabel = r"$\Vert$bias$\Vert^2$ / $\Vert\nabla J\Vert^2$"
     return estimates.draw(table[table["value"] > NOTHING], style, xlabel=xlabel, log="x")
