@@ -24,7 +24,7 @@ from varlab.estimators.base import Estimator
 from varlab.estimators.step_baselines import StepBaseline
 from varlab.oracles.exact import ExactMoments
 from varlab.oracles.quadratic_forms import Forms, Scores, baseline_products, covariance, mean_products
-from varlab.values.linear_quadratic import GaussianPolicy, QuadraticValues, gradient, system_of
+from varlab.values.linear_quadratic import GaussianPolicy, QuadraticValues, gradient, system_of, values_on
 
 
 @dataclass(frozen=True)
@@ -259,12 +259,7 @@ def gaussian(
                 f"choose among {', '.join(PHI)} and optimal_baseline of {', '.join(CLASSES)}, or use varlab.measure."
             )
     double = policies.prepare(policy, torch.float64, torch.device("cpu"))
-    known = QuadraticValues.of(env, double, gamma) if values is None else values
-    if known.q_hessian.shape[0] != horizon:
-        raise checks.InputError(
-            f"Values for horizon {horizon} were expected for {env.name}, but they are for {known.q_hessian.shape[0]}; evaluate "
-            "them on this environment."
-        )
+    known = values_on(env, double, gamma, values)
     trajectory = GaussianTrajectory.of(system, GaussianPolicy.of(double), horizon, known, gamma)
     mean, variance = [], []
     for e in chosen:

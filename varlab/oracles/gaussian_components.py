@@ -28,7 +28,7 @@ from varlab.estimators.base import Estimator
 from varlab.oracles import gaussian
 from varlab.oracles.components import Components
 from varlab.oracles.quadratic_forms import Forms, Scores, _Table, covariance, cumulant
-from varlab.values.linear_quadratic import GaussianPolicy, QuadraticValues, system_of
+from varlab.values.linear_quadratic import GaussianPolicy, QuadraticValues, system_of, values_on
 
 #: Φ → (whether it sums temporal differences, whether V is subtracted at the end).
 RETURNS = {
@@ -195,12 +195,7 @@ def gaussian_components(
             f"{', '.join(e.label for e in chosen)}; call once for each of these, or estimate by sampling."
         )
     double = policies.prepare(policy, torch.float64, torch.device("cpu"))
-    known = QuadraticValues.of(env, double, gamma) if values is None else values
-    if known.q_hessian.shape[0] != horizon:
-        raise checks.InputError(
-            f"Values for horizon {horizon} were expected for {env.name}, but they are for {known.q_hessian.shape[0]}; evaluate "
-            "them on this environment."
-        )
+    known = values_on(env, double, gamma, values)
     e, setting = chosen[0], _Setting(system, GaussianPolicy.of(double), known, gamma, horizon)
     weight = (gamma if discount_weighting and e.weighted else 1.0) ** np.arange(horizon)
     state, action, trajectory = (weight**2 * x.numpy() for x in _parts(setting, e))

@@ -151,6 +151,30 @@ class QuadraticValues:
         )
 
 
+def values_on(env: LQG, policy: nn.Module, gamma: float, values: QuadraticValues | None = None) -> QuadraticValues:
+    """Return the values that an estimator looks up: those given, or the policy's own.
+
+    Args:
+        env: the linear system.
+        policy: in float64.
+        gamma: γ.
+        values: right or wrong ones, or None.
+
+    Returns:
+        The values.
+
+    Raises:
+        InputError: if they are for another horizon.
+    """
+    known = QuadraticValues.of(env, policy, gamma) if values is None else values
+    if known.q_hessian.shape[0] != env.horizon:
+        raise checks.InputError(
+            f"Values for horizon {env.horizon} were expected for {env.name}, but they are for {known.q_hessian.shape[0]}; evaluate "
+            "them on this environment."
+        )
+    return known
+
+
 def _quadratic(x: Tensor, t: Tensor, hessian: Tensor, slope: Tensor, constant: Tensor) -> Tensor:
     """Return xᵀ N_t x + n_tᵀ x + c_t, row by row; the rows of one time together, so that no matrix is copied for each row."""
     order = torch.argsort(t, stable=True)
