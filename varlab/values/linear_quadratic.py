@@ -169,8 +169,8 @@ def values_on(env: LQG, policy: nn.Module, gamma: float, values: QuadraticValues
     known = QuadraticValues.of(env, policy, gamma) if values is None else values
     if known.q_hessian.shape[0] != env.horizon:
         raise checks.InputError(
-            f"Values for horizon {env.horizon} were expected for {env.name}, but they are for {known.q_hessian.shape[0]}; evaluate "
-            "them on this environment."
+            f"Values for horizon {env.horizon} were expected for {env.name}, but they are for {known.q_hessian.shape[0]}; "
+            "evaluate them on this environment."
         )
     return known
 

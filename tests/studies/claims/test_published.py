@@ -1,4 +1,4 @@
-"""The published table of verdicts: every claim that is entered, judged anew from its own numbers, by the studies as they stand."""
+"""The published table of verdicts: every claim entered, judged anew from its own numbers, by the studies as they stand."""
 
 from pathlib import Path
 
