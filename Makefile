@@ -16,11 +16,12 @@ help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  PYTHON=python3.12 chooses the interpreter of a new .venv, WORKERS=4 the number of test processes."
 
-reproduce: $(STAMP)  ## measure CartPole, FrozenLake and CliffWalking, print the tables, draw the figures (resumes where it stopped)
+reproduce: $(STAMP)  ## measure three worlds, then decide every claim of Spinning Up: tables, figures, page (resumes where it stopped)
 	$(PY) scripts/measure.py experiment=reproduce_cartpole
 	$(PY) scripts/measure.py experiment=reproduce_frozenlake
 	$(PY) scripts/measure.py experiment=reproduce_cliffwalking
 	$(PY) scripts/figures.py runs=results/reproduce/runs out=results/reproduce
+	$(PY) scripts/claims.py claims=spinningup workers=$(WORKERS) out=results/reproduce/claims
 
 test: lint  ## check the style, then run every test
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
