@@ -233,7 +233,7 @@ def claim(**fields: object) -> Claim:
 
 
 def load() -> None:
-    """Import every file of claims.
+    """Import every file of claims, and put the claims into the order of the catalogue whichever file was imported first.
 
     Raises:
         InputError: if the study or a Φ of an entry is missing.
@@ -248,6 +248,10 @@ def load() -> None:
             )
         for phi in one.needs:
             estimators.parse(phi)  # refuses what is not registered
+    place = {name: i for i, name in enumerate(REQUIRED)}
+    ordered = sorted(CLAIMS.items(), key=lambda item: (place.get(item[1].catalogued, len(place)), item[0]))
+    CLAIMS.clear()
+    CLAIMS.update(ordered)
 
 
 def missing() -> list[str]:
