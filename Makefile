@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 EXTRAS_PY := .venv-extras/bin/python
 EXTRAS_STAMP := .venv-extras/.installed
 
-.PHONY: help reproduce test test-extras test-oracles calibrate benchmark lint clean
+.PHONY: help reproduce test test-extras test-oracles calibrate benchmark lint clean browser
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,8 +26,12 @@ reproduce: $(STAMP)  ## measure three worlds, then decide every claim of Spinnin
 test: lint  ## check the style, then run every test
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
-test-extras: $(EXTRAS_STAMP)  ## check against torchrl, Stable-Baselines3 and MuJoCo, installed into .venv-extras
+test-extras: $(EXTRAS_STAMP) browser  ## check against torchrl, Stable-Baselines3 and MuJoCo (in .venv-extras), and pages in a browser
 	$(EXTRAS_PY) -m pytest tests/extras
+
+# Headless Chromium opens report.html; its Debian packages are the only system packages that varlab's tests use.
+browser:
+	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver; } || { echo "chromium and chromedriver were expected, but they are neither here nor could they be installed; on Debian and Ubuntu: sudo apt install chromium chromium-driver" >&2; exit 1; }
 
 test-oracles: $(STAMP)  ## compare exact moments with a million trajectories on each of five worlds (a few minutes)
 	$(PY) -m pytest tests/slow
