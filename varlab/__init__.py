@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from varlab import envs, estimators, policies, values
     from varlab.experiment import Result, measure
     from varlab.oracles import exact
+    from varlab.traces import variances
     from varlab.training import train
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ NUMERICS = 3
 
 __all__ = [
     "NUMERICS", "InputError", "Result", "__version__", "envs", "estimators", "exact", "measure", "policies", "train", "values",
+    "variances",
 ]  # fmt: skip
 
 _FROM_EXPERIMENT = ("measure", "Result")
@@ -46,6 +48,8 @@ def __getattr__(name: str) -> object:
     """
     if name in _FROM_EXPERIMENT:
         return getattr(importlib.import_module("varlab.experiment"), name)
+    if name == "variances":
+        return importlib.import_module("varlab.traces").variances
     if name == "exact":
         return importlib.import_module("varlab.oracles").exact
     if name == "train":

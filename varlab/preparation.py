@@ -22,9 +22,8 @@ from varlab.layout import Layout
 from varlab.plans import BLOCKS, Plan
 from varlab.rng import Streams
 from varlab.rollout import parts
-from varlab.scores.base import BatchScores
 from varlab.sources import Sources, ValueSource, cost
-from varlab.terms import JoinedScores, Terms, TransformedScores
+from varlab.terms import AnyScores, Terms
 from varlab.types import Reference, Trajectories, Values
 from varlab.values import exact as exact_values
 from varlab.values.critic import Critic
@@ -39,7 +38,6 @@ ROWS_AT_ONCE = 2**18
 NUMBERS_AT_ONCE = 2**22
 #: Steps of the pilot's first block on which the score map is probed.
 PROBE = 16
-
 #: Fewest units of the pilot.
 LEAST_PILOT = 20
 
@@ -84,7 +82,7 @@ class Preparation:
         self.cut_needs = frozenset({"v"}) if self.options["cut"] and self.options["at_cut"] != "terminal" else frozenset()
         self.need = frozenset().union(*(e.needs for e in plan.phi)) | self.cut_needs
         self.critic_seed = self.seed if self.options["critic"].seed is None else self.options["critic"].seed
-        probe = self._sample("pilot", PROBE, self.seed, block=1)
+        probe = self.sample("pilot", PROBE, self.seed, block=1)
         count = min(PROBE, probe.steps)
         self.scores = scores.make(self.policy, probe.obs[:count], probe.action[:count], self.env.name)
         # Further rows have score maps, and so buffers, of their own: their gradients are added to those of the steps.
@@ -107,7 +105,7 @@ class Preparation:
         kept = getattr(self.source, "snapshots_at_once", None) if saved else None
         return max(1, min(self.env.part_size, n, int((kept or STEPS_PER_PART) / (mean_length or self.env.horizon))))
 
-    def _sample(self, stream: str, n: int, seed: int, block: int = 0, in_units: bool = False) -> Trajectories:
+    def sample(self, stream: str, n: int, seed: int, block: int = 0, in_units: bool = False) -> Trajectories:
         """Sample a small stream as one block and join its parts; only the measurement and its pilot are cut."""
         cut = self.options["cut"] if stream == "pilot" else None
         group, unit = (self.group, self.unit) if in_units else (1, 1)
@@ -117,30 +115,31 @@ class Preparation:
         return Trajectories.join([t for _, t in parts(self.env, self.behaviour, layout, Streams(seed), stream, **same)])
 
     def _critic_stream(self, seed: int) -> Trajectories:
-        traj = self._sample("critic", self.options["critic"].n, seed)
+        traj = self.sample("critic", self.options["critic"].n, seed)
         self.steps["critic"] = self.steps.get("critic", 0) + traj.cost
         return traj
 
     def chunks(
-        self, made: Iterable[tuple[int, list[Terms]]]
-    ) -> Iterator[tuple[Tensor, BatchScores | JoinedScores | TransformedScores, Tensor]]:
+        self, made: Iterable[tuple[int, list[Terms]]], size: int | None = None, together: int = 1
+    ) -> Iterator[tuple[Tensor, AnyScores, Tensor]]:
         """Split the terms of a part into groups of similar length whose gradients stay in cache.
 
         Args:
             made: terms, piece by piece.
+            size: units in a group; what keeps their gradients in cache if None.
+            together: consecutive units that stay neighbours.
 
         Yields:
             (index [C] of the units, their scores, φ [C, K, T]).
         """
         itemsize = torch.empty(0, dtype=self.dtype).element_size()
         for first, of_piece in made:
-            choices = of_piece[0].weights.shape[2]
-            size = self.options["chunk"] or CHUNK_BYTES // (itemsize * choices * self.scores.num_parameters)
-            size = min(512, max(4, size))
+            choices, maps = of_piece[0].weights.shape[2], len(of_piece)
+            fits = self.options["chunk"] or size or CHUNK_BYTES // (itemsize * choices * self.scores.num_parameters)
+            fits = together * (min(512, max(4, fits)) // together)
             self.maps += [type(self.scores)(self.policy) for _ in of_piece[len(self.maps) :]]
-            maps = self.maps[: len(of_piece)]
-            for index, batch_scores, phi in terms.chunks(of_piece, maps, size, self.dtype, self.matrices):
-                yield first + index, batch_scores, phi
+            for index, *found in terms.chunks(of_piece, self.maps[:maps], fits, self.dtype, self.matrices, together):
+                yield first + index, *found
 
     # Values and fitted baselines.
 
@@ -210,12 +209,13 @@ class Preparation:
         ours, theirs = (policies.log_prob(p(traj.obs), traj.action).double() for p in (self.policy, self.behaviour))
         return ours - theirs
 
-    def terms(self, traj: Trajectories, objectives: Sequence[str] = ()) -> Iterable[tuple[int, list[Terms]]]:
+    def terms(self, traj: Trajectories, objectives: Sequence[str] = (), together: int = 1) -> Iterable[tuple[int, list[Terms]]]:
         """Return the rows of every Φ: of the whole part at once, or in pieces where nodes make many rows of a step.
 
         Args:
             traj: N trajectories.
             objectives: those for which the Φ of a sampled reference is appended.
+            together: consecutive units that stay in one piece.
 
         Returns:
             (first unit, terms) of each piece.
@@ -224,7 +224,8 @@ class Preparation:
             return [(0, self._terms(traj, objectives))]
         width = 1 if self.env.discrete_actions else self.env.num_actions
         steps = min(ROWS_AT_ONCE, NUMBERS_AT_ONCE // width) // (1 + sum(self.nodes.values()))
-        return ((first, self._terms(piece, objectives)) for first, piece in terms.pieces(traj, steps, self.unit))
+        pieces = terms.pieces(traj, steps, self.unit * together)
+        return ((first * together, self._terms(piece, objectives)) for first, piece in pieces)
 
     def _terms(self, traj: Trajectories, objectives: Sequence[str]) -> list[Terms]:
         weighted = self.options["discount_weighting"]
@@ -244,7 +245,7 @@ class Preparation:
     def pilot(self) -> Pilot:
         """Measure centres and first variances on the pilot stream."""
         n = max(-(-self.options["pilot"] // self.unit), LEAST_PILOT if self.unit > 1 else 1)
-        traj = self._sample("pilot", n * self.unit, self.seed, in_units=True)
+        traj = self.sample("pilot", n * self.unit, self.seed, in_units=True)
         self.steps["pilot"] = traj.cost
         sized = isinstance(self.options["reference"], Reference) or self._reference_is_exact() or self.options["n_reference"]
         sampled = [] if sized else self.options["objectives"]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from varlab import checks, rng
 from varlab.estimators.base import Batch, Estimator, weight
 from varlab.estimators.nodes import NodeEstimator, StateEstimator, node_weight, step_weight, with_nodes
-from varlab.scores.base import BatchScores, ScoreMap
+from varlab.scores.base import BatchScores, ScoreMap, products_of
 from varlab.types import Chunk, Trajectories
 
 #: Reads values along trajectories: (trajectories, names asked for) → what a Φ reads.
@@ -73,9 +73,20 @@ class Terms:
         offsets = states * torch.arange(units + 1, device=weights.device)
         return cls(offsets, seen.repeat(units, *[1] * (seen.dim() - 1)), action, weights.flatten(0, 1), columns)
 
-    def chunks(self, size: int) -> Iterator[Chunk]:
-        """Split into padded groups of at most ``size`` units of similar length, longest first."""
-        for index in torch.argsort(self.offsets.diff(), descending=True, stable=True).split(size):
+    def chunks(self, size: int, together: int = 1) -> Iterator[Chunk]:
+        """Split into padded groups of at most ``size`` units of similar length, longest first.
+
+        Args:
+            size: most units in a group.
+            together: consecutive units that stay neighbours; they are sorted by the longest, because neighbours that were
+                chosen by their lengths would not be independent.
+
+        Yields:
+            The groups.
+        """
+        longest = self.offsets.diff().view(-1, together).amax(1)
+        first = together * torch.argsort(longest, descending=True, stable=True)
+        for index in (first[:, None] + torch.arange(together, device=first.device)).flatten().split(size):
             yield Chunk.of(self.offsets, index)
 
     def at(self, scores: ScoreMap, chunk: Chunk, dtype: torch.dtype) -> tuple[BatchScores, Tensor]:
@@ -101,6 +112,10 @@ class JoinedScores:
                 g[:, t.columns] += extra if t.coefficients is None else extra * t.coefficients[:, index].to(extra.dtype)
             yield index, g
 
+    def products(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ‖g_i‖² [C, K] and ⟨g_2j, g_2j+1⟩ [C / 2, K]."""
+        return products_of(self, phi)
+
 
 class TransformedScores:
     """Scores whose gradients are multiplied by a matrix under some choices, A g."""
@@ -117,6 +132,14 @@ class TransformedScores:
         for k, matrix in self.matrices.items():
             out[:, k] = out[:, k] @ matrix.T.to(out.dtype)
         yield torch.arange(self.num_parameters, device=out.device), out
+
+    def products(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ‖g_i‖² [C, K] and ⟨g_2j, g_2j+1⟩ [C / 2, K]."""
+        return products_of(self, phi)
+
+
+#: Whatever gives gradients parameter tensor by parameter tensor.
+AnyScores = BatchScores | JoinedScores | TransformedScores
 
 
 def assemble(
@@ -173,7 +196,8 @@ def chunks(
     size: int,
     dtype: torch.dtype,
     transform: Mapping[int, Tensor] | None = None,
-) -> Iterator[tuple[Tensor, BatchScores | JoinedScores | TransformedScores, Tensor]]:
+    together: int = 1,
+) -> Iterator[tuple[Tensor, AnyScores, Tensor]]:
     """Go through the units in padded groups of similar length.
 
     Args:
@@ -182,11 +206,12 @@ def chunks(
         size: units in a group.
         dtype: of the gradients.
         transform: :func:`matrices` of the choices.
+        together: consecutive units that stay neighbours.
 
     Yields:
         (index [C] of the units, their scores, φ [C, K, T] of the steps).
     """
-    for chunk in terms[0].chunks(size):
+    for chunk in terms[0].chunks(size, together):
         # Units are the same in all terms, their steps need not be.
         rows = [chunk, *(Chunk.of(t.offsets, chunk.index) for t in terms[1:])]
         (scores, phi), *further = (t.at(m, c, dtype) for t, m, c in zip(terms, maps, rows, strict=True))

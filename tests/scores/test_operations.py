@@ -5,6 +5,9 @@ import torch
 from score_policies import ACTIONS, DIMENSIONS, FEATURES, STATES, cases
 
 from varlab import policies, scores
+from varlab.scores import grams
+from varlab.scores.base import products_of
+from varlab.scores.factored import FactoredBatch
 from varlab.types import Trajectories
 
 CASES = cases()
@@ -62,6 +65,14 @@ def random_phi(traj, k, seed=1):
     return torch.randn(traj.steps, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def products_by_every_way(at, own):
+    """‖g_i‖² and ⟨g_2j, g_2j+1⟩ as the batch itself chooses, through gradients, and through Grams one and two pairs at a time."""
+    yield at.products(own)
+    yield products_of(at, own)
+    if isinstance(at, FactoredBatch):
+        yield from (grams.products(at.factors, own, at.work, pairs) for pairs in (1, 2))
+
+
 def check(scores_map, traj, z, k, size):
     """Hold the three operations against the loop, chunk by chunk."""
     phi = random_phi(traj, k)
@@ -80,6 +91,11 @@ def check(scores_map, traj, z, k, size):
             if chunk.rows.shape[0] % join == 0:
                 joined = chunk.rows.reshape(-1, join * chunk.rows.shape[1])
                 torch.testing.assert_close(at.gram(join), torch.stack([z[rows] @ z[rows].T for rows in joined]), **CLOSE)
+        if len(chunk.index) % 2 == 0:
+            g = expected[chunk.index]
+            for norm_sq, inner in products_by_every_way(at, own):
+                torch.testing.assert_close(norm_sq, g.square().sum(-1), **CLOSE)
+                torch.testing.assert_close(inner, (g[0::2] * g[1::2]).sum(-1), **CLOSE)
         gathered = torch.zeros_like(expected[chunk.index])
         times = torch.zeros(z.shape[1], dtype=torch.int64)
         for index, g in at.blocks(own):

@@ -27,7 +27,7 @@ from varlab import checks
 from varlab.analysis import bias as bias_room
 from varlab.analysis.bias import LEAST_DRAWS, Equality, equality_test, equivalent, holm
 from varlab.analysis.blocks import CentredBlocks, effective_directions, pooled_variance
-from varlab.analysis.intervals import FISHER, LINEAR, Interval, degrees_of_freedom, jackknife_interval
+from varlab.analysis.intervals import FISHER, LINEAR, Interval, jackknife_interval, positive_interval, ratio_interval
 from varlab.analysis.targets import Truth, across, transformed, truth_of
 from varlab.types import Moments, Reference
 
@@ -94,9 +94,9 @@ def summarise(
         compared = across(choice, truth) if target == "direction" else (choice, truth)
         gradient = Interval(*(math.sqrt(max(end, 0.0)) for end in truth.square_interval))
         _put(row, "grad_norm", math.sqrt(max(truth.square, 0.0)), gradient)
-        _put(row, "variance", variance, _positive(variance, [loo], level))
+        _put(row, "variance", variance, positive_interval(variance, [loo], level))
         if target == "gradient":
-            _put(row, "variance_ratio", *_ratio((variance, loo), comparator, k == moments.comparator, level))
+            _put(row, "variance_ratio", *ratio_interval((variance, loo), comparator, k == moments.comparator, level))
         else:  # in other units
             _put(row, "variance_ratio", math.nan, Interval(math.nan, math.nan))
         row |= _bias_rows(*compared, variance, loo, signs, size, level, row)
@@ -163,34 +163,6 @@ def _variance(choice: CentredBlocks, trace_m2: np.ndarray) -> tuple[float, np.nd
     return (0.0, np.zeros_like(loo)) if value <= rounding else (value, loo)
 
 
-def _positive(value: float, sources: list[np.ndarray], level: float) -> Interval:
-    """Log jackknife; [0, 0] for 0, and the linear jackknife cut at 0 where a leave-one-out value is 0."""
-    if value == 0:
-        return Interval(0.0, 0.0)
-    if all((x > 0).all() for x in sources):
-        return jackknife_interval(value, sources, level)
-    low, high = jackknife_interval(value, sources, level, LINEAR)
-    return Interval(max(low, 0.0), high)
-
-
-def _ratio(
-    own: tuple[float, np.ndarray], comparator: tuple[float, np.ndarray], itself: bool, level: float
-) -> tuple[float, Interval]:
-    """Paired ratio of variances, by the jackknife on its logarithm."""
-    if itself:
-        return 1.0, Interval(1.0, 1.0)
-    if comparator[0] == 0:
-        return math.nan, Interval(math.nan, math.nan)
-    value = own[0] / comparator[0]
-    if own[0] == 0 or not ((own[1] > 0).all() and (comparator[1] > 0).all()):
-        return value, Interval(0.0, 0.0 if own[0] == 0 else math.inf)
-    # Tails of both cancel in part, and with them what the blocks show of skewness and kurtosis. Chosen by simulation: half of
-    # the skewness where it narrows, and degrees of freedom between those of the ratio and of the heavier variance.
-    loo = own[1] / comparator[1]
-    shown, heavier = degrees_of_freedom(np.log(loo)), min(degrees_of_freedom(np.log(x[1])) for x in (own, comparator))
-    return value, jackknife_interval(value, [loo], level, inward=0.5, degrees=2.0 / (1.0 / shown + 1.0 / heavier))
-
-
 def _bias_rows(
     choice: CentredBlocks,
     truth: Truth,
@@ -249,7 +221,7 @@ def _nsr(variance: float, loo: np.ndarray, truth: Truth, row: Mapping, level: fl
     sources = [loo / truth.square]
     if truth.square_loo is not None:
         sources.append(variance / truth.square_loo)
-    return variance / truth.square, _positive(variance / truth.square, sources, level)
+    return variance / truth.square, positive_interval(variance / truth.square, sources, level)
 
 
 def _own_nsr(choice: CentredBlocks, variance: float, loo: np.ndarray, level: float) -> tuple[float, Interval]:
@@ -260,7 +232,7 @@ def _own_nsr(choice: CentredBlocks, variance: float, loo: np.ndarray, level: flo
     if not (square > 0 and (squares > 0).all()):
         value = variance / square if square > 0 else (math.inf if variance > 0 else math.nan)
         return value, Interval(0.0, math.inf)
-    return variance / square, _positive(variance / square, [loo / squares], level)
+    return variance / square, positive_interval(variance / square, [loo / squares], level)
 
 
 def _unbiased_cosine(row: Mapping, batch_size: float) -> tuple[float, Interval]:

@@ -1,10 +1,11 @@
 """The score map S of a batch: every Φ gives g = Sᵀ φ, where row t of S is z_t = ∇_θ log π_θ(a_t | s_t).
 
-S is never built. Three operations read off it what is needed:
+S is never built. Four operations read off it what is needed:
 
     apply(φ)      [C, K, P]  one gradient per trajectory and choice of φ,
     apply_sum(φ)  [K, P]     their sum over trajectories,
-    gram(join)    [C, T, T]  z_t · z_u within one trajectory, or within ``join`` trajectories put end to end.
+    gram(join)    [C, T, T]  z_t · z_u within one trajectory, or within ``join`` trajectories put end to end,
+    products(φ)   [C, K], [C/2, K]  ‖g_i‖² and ⟨g_2j, g_2j+1⟩, by gradients or by Grams, whichever is cheaper.
 
 φ is [C, K, T] and must be 0 on padded steps.
 """
@@ -67,12 +68,33 @@ class BatchScores(ABC):
     def gram(self, join: int = 1) -> Tensor:
         """Return z_t · z_u [C / join, join · T, join · T]; consecutive trajectories are joined."""
 
+    def products(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ‖g_i‖² [C, K] and ⟨g_2j, g_2j+1⟩ [C / 2, K] of neighbouring trajectories, for φ [C, K, T], C even."""
+        return products_of(self, phi)
+
     def apply(self, phi: Tensor) -> Tensor:
         """Return one gradient per trajectory, [C, K, P], for φ [C, K, T]."""
         out = phi.new_empty(*phi.shape[:2], self.num_parameters)
         for index, g in self.blocks(phi):
             out[..., index] = g
         return out
+
+
+def products_of(scores: BatchScores, phi: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ‖g_i‖² [C, K] and ⟨g_2j, g_2j+1⟩ [C / 2, K] through the gradients, parameter tensor by parameter tensor.
+
+    Args:
+        scores: whatever gives gradients in ``blocks``.
+        phi: [C, K, T], C even.
+
+    Returns:
+        The products.
+    """
+    norm_sq, inner = phi.new_zeros(phi.shape[:2]), phi.new_zeros(phi.shape[0] // 2, phi.shape[1])
+    for _, g in scores.blocks(phi):
+        inner += (g[0::2] * g[1::2]).sum(2)
+        norm_sq += g.square_().sum(2)
+    return norm_sq, inner
 
 
 class ScoreMap(ABC):

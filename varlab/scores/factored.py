@@ -5,7 +5,7 @@ backward pass give δ and h for every layer, and from these every choice of φ i
 
     weight  g = Σ_t φ_t δ_t h_tᵀ,    Gram (δδᵀ) ∘ (hhᵀ)
     bias    g = Σ_t φ_t δ_t,         Gram δδᵀ
-    embedding row s   Σ_{t: s_t = s} φ_t δ_t,    Gram (δδᵀ) ∘ 1{s_t = s_u}
+    embedding row s   Σ_{t: s_t = s} φ_t δ_t,    Gram (δδᵀ) ∘ 1{s_t = s_u}    (:mod:`varlab.scores.grams`)
 
 Source of the factorisation: Efficient Per-Example Gradient Computations (Goodfellow, 2015); here the sum runs inside a
 trajectory and over many φ at once.
@@ -20,7 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from varlab.policies.base import Broadcast, log_prob, parameters
-from varlab.scores.base import BatchScores, ScoreMap, Workspace
+from varlab.scores import grams
+from varlab.scores.base import BatchScores, ScoreMap, Workspace, products_of
+
+#: Numbers of Grams, and of gradients, that are worked on at once: a few stay in the caches of two cores.
+GRAM_NUMBERS, GRADIENT_NUMBERS = 2**19, 2**20
 
 
 @dataclass(frozen=True)
@@ -105,22 +109,28 @@ class FactoredBatch(BatchScores):
 
     def gram(self, join: int = 1) -> Tensor:
         """Return Σ over parameter tensors of their Grams, [C / join, join · T, join · T]."""
-        total: Tensor | None = None
-        for f in self.factors:
-            delta = f.delta.reshape(f.delta.shape[0] // join, -1, f.delta.shape[2])
-            dd = delta @ delta.transpose(1, 2)
-            if isinstance(f.claim.module, Broadcast):
-                part = dd
-            else:
-                h = f.h.reshape(delta.shape[0], delta.shape[1], *f.h.shape[2:])
-                part = torch.zeros_like(dd)
-                if f.claim.weight is not None:
-                    same = h @ h.transpose(1, 2) if isinstance(f.claim.module, nn.Linear) else h[:, :, None] == h[:, None, :]
-                    part = dd * same
-                if f.claim.bias is not None:
-                    part = part + dd
-            total = part if total is None else total.add_(part)
-        return total
+
+        def joined(x: Tensor) -> Tensor:
+            return x.reshape(x.shape[0] // join, -1, *x.shape[2:])
+
+        deltas = [(joined(f.delta),) * 2 for f in self.factors]
+        beside = [None if x is None else (joined(x),) * 2 for x in grams.inputs(self.factors)]
+        return grams.gram(deltas, beside, Workspace())
+
+    def products(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ‖g_i‖² [C, K] and ⟨g_2j, g_2j+1⟩ [C / 2, K], through Grams where those are cheaper."""
+        c, k, t = phi.shape
+        through_grams, through_gradients = grams.cost(self.factors, k, t)
+        if through_grams < through_gradients:
+            return grams.products(self.factors, phi, self.work, max(1, GRAM_NUMBERS // (3 * t * t + k * t)))
+        size = 2 * max(1, GRADIENT_NUMBERS // (2 * k * self.num_parameters))
+        pieces = [products_of(self.rows(slice(i, i + size)), phi[i : i + size]) for i in range(0, c, size)]
+        return tuple(torch.cat(x) for x in zip(*pieces, strict=True))
+
+    def rows(self, index: slice) -> FactoredBatch:
+        """Return the scores of some of the trajectories; buffers are shared."""
+        made = [Factor(f.claim, f.delta[index], None if f.h is None else f.h[index]) for f in self.factors]
+        return FactoredBatch(made, self.num_parameters, self.work)
 
 
 class FactoredScores(ScoreMap):
