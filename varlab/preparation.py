@@ -22,8 +22,9 @@ from varlab.layout import Layout
 from varlab.plans import BLOCKS, Plan
 from varlab.rng import Streams
 from varlab.rollout import parts
+from varlab.scores.base import BatchScores
 from varlab.sources import Sources, ValueSource, cost
-from varlab.terms import AnyScores, Terms
+from varlab.terms import Terms
 from varlab.types import Reference, Trajectories, Values
 from varlab.values import exact as exact_values
 from varlab.values.critic import Critic
@@ -121,7 +122,7 @@ class Preparation:
 
     def chunks(
         self, made: Iterable[tuple[int, list[Terms]]], size: int | None = None, together: int = 1
-    ) -> Iterator[tuple[Tensor, AnyScores, Tensor]]:
+    ) -> Iterator[tuple[Tensor, BatchScores, Tensor]]:
         """Split the terms of a part into groups of similar length whose gradients stay in cache.
 
         Args:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from varlab import checks, rng
 from varlab.estimators.base import Batch, Estimator, weight
 from varlab.estimators.nodes import NodeEstimator, StateEstimator, node_weight, step_weight, with_nodes
-from varlab.scores.base import BatchScores, ScoreMap, products_of
+from varlab.scores.base import CACHE_BYTES, BatchScores, ScoreMap, slices
 from varlab.types import Chunk, Trajectories
 
 #: Reads values along trajectories: (trajectories, names asked for) → what a Φ reads.
@@ -97,49 +97,51 @@ class Terms:
         return scores.at(obs, action.flatten(1, 2)), phi.transpose(1, 2).to(dtype).contiguous()
 
 
-class JoinedScores:
+class JoinedScores(BatchScores):
     """Scores of a chunk's steps and of its nodes; to whoever adds up gradients it looks like the scores of the steps."""
 
     def __init__(self, steps: BatchScores, further: Sequence[tuple[BatchScores, Tensor, Terms]]) -> None:
         """Join the scores of the steps with (scores, φ, their terms) of further rows; each has buffers of its own."""
         self.steps, self.further, self.num_parameters = steps, further, steps.num_parameters
 
-    def blocks(self, phi: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give gradients [C, K, p] one parameter tensor at a time, for φ [C, K, T] of the steps."""
-        more = [scores.blocks(psi) for scores, psi, _ in self.further]
-        for (index, g), *extras in zip(self.steps.blocks(phi), *more, strict=True):
-            for (_, extra), (_, _, t) in zip(extras, self.further, strict=True):
-                g[:, t.columns] += extra if t.coefficients is None else extra * t.coefficients[:, index].to(extra.dtype)
-            yield index, g
+    def tiles(self, phi: Tensor, multiple: int = 1) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Give gradients [c, K, p] tile by tile, for φ [C, K, T] of the steps."""
+        for rows in _few(phi, self.num_parameters, multiple):
+            more = [scores.rows(rows).blocks(psi[rows]) for scores, psi, _ in self.further]
+            for (index, g), *extras in zip(self.steps.rows(rows).blocks(phi[rows]), *more, strict=True):
+                for (_, extra), (_, _, t) in zip(extras, self.further, strict=True):
+                    g[:, t.columns] += extra if t.coefficients is None else extra * t.coefficients[:, index].to(extra.dtype)
+                yield rows, index, g
 
-    def products(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ‖g_i‖² [C, K] and ⟨g_2j, g_2j+1⟩ [C / 2, K]."""
-        return products_of(self, phi)
+    def rows(self, index: slice) -> JoinedScores:
+        """Return the scores of some of the units."""
+        return JoinedScores(self.steps.rows(index), [(scores.rows(index), psi[index], t) for scores, psi, t in self.further])
 
 
-class TransformedScores:
+class TransformedScores(BatchScores):
     """Scores whose gradients are multiplied by a matrix under some choices, A g."""
 
-    def __init__(self, scores: BatchScores | JoinedScores, matrices: Mapping[int, Tensor]) -> None:
+    def __init__(self, scores: BatchScores, matrices: Mapping[int, Tensor]) -> None:
         """Wrap scores with choice → A [P, P]."""
         self.scores, self.matrices, self.num_parameters = scores, matrices, scores.num_parameters
 
-    def blocks(self, phi: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give the gradients [C, K, P] of all parameters at once: each entry of A g needs the whole of g."""
-        out = phi.new_empty(*phi.shape[:2], self.num_parameters)
-        for index, g in self.scores.blocks(phi):
-            out[..., index] = g
-        for k, matrix in self.matrices.items():
-            out[:, k] = out[:, k] @ matrix.T.to(out.dtype)
-        yield torch.arange(self.num_parameters, device=out.device), out
+    def tiles(self, phi: Tensor, multiple: int = 1) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Give the gradients [c, K, P] of all parameters at once: each entry of A g needs the whole of g."""
+        index = torch.arange(self.num_parameters, device=phi.device)
+        for rows in _few(phi, self.num_parameters, multiple):
+            out = self.scores.rows(rows).apply(phi[rows])
+            for k, matrix in self.matrices.items():
+                out[:, k] = out[:, k] @ matrix.T.to(out.dtype)
+            yield rows, index, out
 
-    def products(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ‖g_i‖² [C, K] and ⟨g_2j, g_2j+1⟩ [C / 2, K]."""
-        return products_of(self, phi)
+    def rows(self, index: slice) -> TransformedScores:
+        """Return the scores of some of the units."""
+        return TransformedScores(self.scores.rows(index), self.matrices)
 
 
-#: Whatever gives gradients parameter tensor by parameter tensor.
-AnyScores = BatchScores | JoinedScores | TransformedScores
+def _few(phi: Tensor, parameters: int, multiple: int) -> Iterator[slice]:
+    """Cut C units into runs whose gradients stay in the caches."""
+    return slices(len(phi), CACHE_BYTES // (phi.element_size() * phi.shape[1] * parameters), multiple)
 
 
 def assemble(
@@ -197,7 +199,7 @@ def chunks(
     dtype: torch.dtype,
     transform: Mapping[int, Tensor] | None = None,
     together: int = 1,
-) -> Iterator[tuple[Tensor, AnyScores, Tensor]]:
+) -> Iterator[tuple[Tensor, BatchScores, Tensor]]:
     """Go through the units in padded groups of similar length.
 
     Args:

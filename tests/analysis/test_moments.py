@@ -6,7 +6,7 @@ import torch
 
 from varlab.analysis.moments import Block, collect, keep_per_parameter
 from varlab.checks import InputError
-from varlab.scores.base import BatchScores
+from varlab.scores.base import BatchScores, slices
 
 K, P, R = 3, 7, 2
 FIELDS = ("mean", "trace_m2", "m2", "cross", "m4", "m2c")
@@ -20,14 +20,17 @@ class StoredGradients(BatchScores):
     def __init__(self, gradients):
         self.gradients = gradients
 
-    def blocks(self, phi):
-        for index in (torch.tensor([6, 1, 3, 0]), torch.tensor([2, 5, 4])):
-            yield index, self.gradients[..., index].clone()
+    def tiles(self, phi, multiple=1):
+        for index, size in ((torch.tensor([6, 1, 3, 0]), 3), (torch.tensor([2, 5, 4]), 5)):
+            for rows in slices(len(phi), size, multiple):
+                yield rows, index, self.gradients[rows][..., index].clone()
+
+    def rows(self, index):
+        return StoredGradients(self.gradients[index])
 
     def apply_sum(self, phi):
         raise AssertionError("moments need single gradients")
 
-    gram = apply_sum
 
 
 def draw(n, seed=0, dtype=torch.float64):

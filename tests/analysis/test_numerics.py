@@ -36,14 +36,16 @@ class Stored(BatchScores):
     def __init__(self, gradients):
         self.gradients = gradients
 
-    def blocks(self, phi):
+    def tiles(self, phi, multiple=1):
         for index in (torch.tensor([2, 0]), torch.tensor([1])):
-            yield index, self.gradients[..., index].clone()
+            yield slice(0, len(phi)), index, self.gradients[..., index].clone()
+
+    def rows(self, index):
+        return Stored(self.gradients[index])
 
     def apply_sum(self, phi):
         raise AssertionError("moments need single gradients")
 
-    gram = apply_sum
 
 
 def draw(n, seed=0):

@@ -5,7 +5,7 @@ import torch
 from score_policies import ACTIONS, DIMENSIONS, FEATURES, STATES, cases
 
 from varlab import policies, scores
-from varlab.scores import grams
+from varlab.scores import factored, grams
 from varlab.scores.base import products_of
 from varlab.scores.factored import FactoredBatch
 from varlab.types import Trajectories
@@ -96,6 +96,12 @@ def check(scores_map, traj, z, k, size):
             for norm_sq, inner in products_by_every_way(at, own):
                 torch.testing.assert_close(norm_sq, g.square().sum(-1), **CLOSE)
                 torch.testing.assert_close(inner, (g[0::2] * g[1::2]).sum(-1), **CLOSE)
+        for multiple in (1, 2):
+            tiled = torch.zeros_like(expected[chunk.index])
+            for rows, index, g in at.tiles(own, multiple):
+                assert rows.start % multiple == 0
+                tiled[rows, :, index] += g
+            torch.testing.assert_close(tiled, expected[chunk.index], **CLOSE)
         gathered = torch.zeros_like(expected[chunk.index])
         times = torch.zeros(z.shape[1], dtype=torch.int64)
         for index, g in at.blocks(own):
@@ -107,15 +113,17 @@ def check(scores_map, traj, z, k, size):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_operations_equal_the_loop(name):
+def test_operations_equal_the_loop(name, monkeypatch):
     case = CASES[name]
     traj = batch(case)
     z = step_scores(case.policy, traj.obs, traj.action)
     assert float(z.abs().max()) > 0.1
     chosen = scores.make(case.policy, traj.obs[:8], traj.action[:8])
     assert chosen.kind == ("functional" if case.culprit else "factored")
+    monkeypatch.setattr(factored, "CACHE_BYTES", 8 * chosen.num_parameters)  # tiles of one trajectory, or a few
+    monkeypatch.setattr(factored, "SUM_NUMBERS", 3 * chosen.num_parameters)
     for scores_map in {chosen.kind: chosen, "functional": scores.FunctionalScores(case.policy)}.values():
-        for k, size in ((1, 4), (5, 4), (5, 2), (2, 1)):
+        for k, size in ((1, 4), (5, 4), (5, 2), (2, 1), (9, 4)):
             check(scores_map, traj, z, k, size)
 
 

@@ -18,8 +18,18 @@ import torch
 from torch import Tensor
 
 from varlab import checks
-from varlab.scores.base import BatchScores
+from varlab.scores.base import BatchScores, Workspace
 from varlab.types import Moments
+
+
+class _Piece:
+    """Running sums of the parameters that come together, in the order and dtype in which their gradients come."""
+
+    def __init__(self, index: Tensor, center: Tensor, directions: Tensor, dtype: torch.dtype, per_parameter: bool) -> None:
+        self.index = index
+        self.center, self.directions = center[:, index].to(dtype), directions[:, index].to(dtype)
+        self.s1 = center.new_zeros(len(center), len(index))
+        self.s2 = torch.zeros_like(self.s1) if per_parameter else None
 
 
 class Block:
@@ -39,12 +49,11 @@ class Block:
             comparator: index of the comparator among the K.
             per_parameter: whether to keep S2 per parameter.
         """
-        self.center, self.directions, self.comparator = center, directions, comparator
+        self.center, self.directions, self.comparator, self.per_parameter = center, directions, comparator, per_parameter
         self.n, self.steps = 0, 0
-        self.s1 = torch.zeros_like(center)
-        self.s2 = torch.zeros_like(center) if per_parameter else None
-        shape = center.shape[0]
-        self.norm_sq, self.fourth, self.cross = (center.new_zeros(shape) for _ in range(3))
+        self.norm_sq, self.fourth, self.cross = (center.new_zeros(center.shape[0]) for _ in range(3))
+        self._pieces: list[_Piece] = []
+        self._work = Workspace()
 
     def add(self, scores: BatchScores, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Add C units.
@@ -56,32 +65,63 @@ class Block:
         Returns:
             ‖g − c_Φ‖² [C, K] and ⟨g − c_Φ, directions⟩ [C, K, R], float64.
         """
-        c, k, _ = phi.shape
-        norm_sq = phi.new_zeros(c, k)
-        dot = phi.new_zeros(c, k, self.directions.shape[0])
-        cross = phi.new_zeros(c, k)
-        for index, g in scores.blocks(phi):
-            h = g.sub_(self.center[:, index].to(g.dtype))
-            self.s1[:, index] += h.sum(0).double()
-            cross += torch.bmm(h, h[:, self.comparator].unsqueeze(2)).squeeze(2)
-            dot += h @ self.directions[:, index].T.to(g.dtype)
-            h.square_()
-            if self.s2 is not None:
-                self.s2[:, index] += h.sum(0).double()
-            norm_sq += h.sum(2)
-        norm_sq, cross, dot = norm_sq.double(), cross.double(), dot.double()
+        (c, k, _), r = phi.shape, self.directions.shape[0]
+        norm_sq, along = phi.new_zeros(c, k), phi.new_zeros(c, k, 1 + r)
+        number = -1
+        for rows, index, g in scores.tiles(phi):
+            number += rows.start == 0
+            if number == len(self._pieces):
+                self._pieces.append(_Piece(index, self.center, self.directions, g.dtype, self.per_parameter))
+            self._tile(self._pieces[number], g, norm_sq[rows], along[rows])
+        norm_sq, along = norm_sq.double(), along.double()
         self.n += c
         self.norm_sq += norm_sq.sum(0)
         self.fourth += norm_sq.square().sum(0)
-        self.cross += cross.sum(0)
-        return norm_sq, dot
+        self.cross += along[..., 0].sum(0)
+        return norm_sq, along[..., 1:]
+
+    def _tile(self, piece: _Piece, g: Tensor, norm_sq: Tensor, along: Tensor) -> None:
+        """Add one parameter tensor's gradients [c, K, p]; every pass over them counts, so there are few.
+
+        Sums over trajectories are products with ones, and those against the comparator and the references one product for each
+        trajectory: both read g once, and are faster than sums.
+        """
+        c, k, p = g.shape
+        ones = self._work.get("ones", (1, c), g).fill_(1.0)
+        beside = self._work.get("beside", (c, along.shape[2], p), g)
+        h = g.sub_(piece.center)
+        beside[:, 0], beside[:, 1:] = h[:, self.comparator], piece.directions
+        along += torch.bmm(h, beside.transpose(1, 2))
+        piece.s1 += (ones @ h.view(c, -1)).view(k, p)
+        h.square_()
+        if piece.s2 is not None:
+            piece.s2 += (ones @ h.view(c, -1)).view(k, p)
+        norm_sq += h.sum(2)
+
+    def _gathered(self, name: str) -> Tensor:
+        """Return the sums of all pieces in the order of θ, [K, P]."""
+        out = torch.zeros_like(self.center)
+        for piece in self._pieces:
+            out[:, piece.index] = getattr(piece, name)
+        return out
+
+    @property
+    def s1(self) -> Tensor:
+        """[K, P] Σ h_i."""
+        return self._gathered("s1")
+
+    @property
+    def s2(self) -> Tensor | None:
+        """[K, P] Σ h_i², or None where only traces are kept."""
+        return self._gathered("s2") if self.per_parameter else None
 
     def finish(self) -> dict[str, np.ndarray | None]:
         """Return this block's row of every field of :class:`~varlab.types.Moments`."""
-        shift = self.s1 / self.n
-        m2 = None if self.s2 is None else (self.s2 - self.s1 * shift).clamp_(min=0.0)
-        trace = (self.norm_sq - (self.s1 * shift).sum(1)).clamp_(min=0.0) if m2 is None else m2.sum(1)
-        cross = self.cross - (self.s1 * shift[self.comparator]).sum(1)
+        s1, s2 = self.s1, self.s2
+        shift = s1 / self.n
+        m2 = None if s2 is None else (s2 - s1 * shift).clamp_(min=0.0)
+        trace = (self.norm_sq - (s1 * shift).sum(1)).clamp_(min=0.0) if m2 is None else m2.sum(1)
+        cross = self.cross - (s1 * shift[self.comparator]).sum(1)
         cross[self.comparator] = trace[self.comparator]
         mean = self.center + shift
         fields = {

@@ -5,7 +5,9 @@ backward pass give δ and h for every layer, and from these every choice of φ i
 
     weight  g = Σ_t φ_t δ_t h_tᵀ,    Gram (δδᵀ) ∘ (hhᵀ)
     bias    g = Σ_t φ_t δ_t,         Gram δδᵀ
-    embedding row s   Σ_{t: s_t = s} φ_t δ_t,    Gram (δδᵀ) ∘ 1{s_t = s_u}    (:mod:`varlab.scores.grams`)
+    embedding row s   Σ_{t: s_t = s} φ_t δ_t,    Gram (δδᵀ) ∘ 1{s_t = s_u}
+
+(:mod:`varlab.scores.outer` and :mod:`varlab.scores.grams`).
 
 Source of the factorisation: Efficient Per-Example Gradient Computations (Goodfellow, 2015); here the sum runs inside a
 trajectory and over many φ at once.
@@ -14,97 +16,48 @@ trajectory and over many φ at once.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from varlab.policies.base import Broadcast, log_prob, parameters
 from varlab.scores import grams
-from varlab.scores.base import BatchScores, ScoreMap, Workspace, products_of
+from varlab.scores.base import CACHE_BYTES, ScoreMap, StepScores, Workspace, products_of, slices
+from varlab.scores.outer import Claim, Factor, Piece, gradient, pieces, written
 
-#: Numbers of Grams, and of gradients, that are worked on at once: a few stay in the caches of two cores.
-GRAM_NUMBERS, GRADIENT_NUMBERS = 2**19, 2**20
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A module whose parameters the factors cover.
-
-    Attributes:
-        module: a Linear, Embedding or Broadcast.
-        weight: positions of its main parameter within θ, [shape of the parameter], or None if frozen.
-        bias: positions of its bias within θ, or None.
-    """
-
-    module: nn.Module
-    weight: Tensor | None
-    bias: Tensor | None
-
-
-@dataclass(frozen=True)
-class Factor:
-    """δ and h of one claimed module on one batch: ``delta`` [C, T, out], ``h`` [C, T, in], indices [C, T], or None."""
-
-    claim: Claim
-    delta: Tensor
-    h: Tensor | None
+#: Numbers of Grams that are worked on at once.
+GRAM_NUMBERS = 2**19
+#: Numbers written on the way to a sum of gradients, at once.
+SUM_NUMBERS = 2**22
 
 
 #: Module classes that factors understand, and the names of their parameters. Subclasses may compute something else.
 CLAIMABLE = {nn.Linear: ("weight", "bias"), nn.Embedding: ("weight", None), Broadcast: ("value", None)}
 
 
-class FactoredBatch(BatchScores):
+class FactoredBatch(StepScores):
     """Outer-product factors of C trajectories."""
 
-    def __init__(self, factors: list[Factor], num_parameters: int, work: Workspace) -> None:
-        """Keep the factors."""
-        self.factors, self.num_parameters, self.work = factors, num_parameters, work
+    def __init__(self, factors: list[Factor], pieces: list[Piece], num_parameters: int, work: Workspace) -> None:
+        """Keep the factors and the list of parameter tensors."""
+        self.factors, self.pieces, self.num_parameters, self.work = factors, pieces, num_parameters, work
 
-    def blocks(self, phi: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give gradients [C, K, p] one parameter tensor at a time."""
-        (c, k, _), t = phi.shape, phi.shape[2]
-        by_step = phi.transpose(1, 2).contiguous()  # [C, T, K]
-        for i, (claim, delta, h) in enumerate((f.claim, f.delta, f.h) for f in self.factors):
-            out = delta.shape[2]
-            if claim.weight is not None and isinstance(claim.module, nn.Linear):
-                # φ goes onto the narrower factor: the smaller buffer, and the better shape for the product.
-                narrow, wide, index = (delta, h, claim.weight) if out <= h.shape[2] else (h, delta, claim.weight.T)
-                a = self.work.get("a", (c, t, k, narrow.shape[2]), delta)
-                torch.mul(by_step.unsqueeze(-1), narrow.unsqueeze(2), out=a)
-                g = self.work.get(f"w{i}", (c, k * narrow.shape[2], wide.shape[2]), delta)
-                torch.bmm(a.flatten(2).transpose(1, 2), wide, out=g)
-                yield index.reshape(-1), g.view(c, k, -1)
-            elif claim.weight is not None and isinstance(claim.module, nn.Embedding):
-                g = self.work.get(f"e{i}", (c, k, *claim.weight.shape), delta).zero_()
-                weighted = self.work.get("a", (c, k, t, out), delta)
-                torch.mul(phi.unsqueeze(-1), delta.unsqueeze(1), out=weighted)
-                g.scatter_add_(2, h[:, None, :, None].expand_as(weighted), weighted)
-                yield claim.weight.reshape(-1), g.view(c, k, -1)
-            direct = claim.weight if isinstance(claim.module, Broadcast) else claim.bias
-            if direct is not None:
-                g = self.work.get(f"b{i}", (c, k, out), delta)
-                yield direct.reshape(-1), torch.bmm(phi, delta, out=g)
+    def tiles(self, phi: Tensor, multiple: int = 1) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Give gradients one parameter tensor and a few trajectories at a time."""
+        c, k, t = phi.shape
+        for piece in self.pieces:
+            factor = self.factors[piece.factor]
+            for rows in slices(c, CACHE_BYTES // (phi.element_size() * written(piece, factor, k, t)), multiple):
+                yield rows, piece.index, gradient(piece, factor.of(rows), phi[rows], self.work)
 
     def apply_sum(self, phi: Tensor) -> Tensor:
-        """Return Σ_i g_i [K, P], each layer as one large product."""
-        k = phi.shape[1]
+        """Return Σ_i g_i [K, P]: the steps of all trajectories are taken for those of one, some thousands at a time."""
+        k, by_step = phi.shape[1], phi.transpose(0, 1).flatten(1)  # [K, C·T]
         total = phi.new_zeros(k, self.num_parameters)
-        by_step = phi.transpose(1, 2).reshape(-1, k)  # [C·T, K]
-        for claim, delta, h in ((f.claim, f.delta.flatten(0, 1), f.h) for f in self.factors):
-            if claim.weight is not None and isinstance(claim.module, nn.Linear):
-                a = self.work.get("s", (by_step.shape[0], k, delta.shape[1]), delta)
-                torch.mul(by_step.unsqueeze(-1), delta.unsqueeze(1), out=a)
-                total[:, claim.weight.reshape(-1)] = (a.flatten(1).T @ h.flatten(0, 1)).view(k, -1)
-            elif claim.weight is not None and isinstance(claim.module, nn.Embedding):
-                weighted = (by_step.unsqueeze(-1) * delta.unsqueeze(1)).flatten(1)
-                table = delta.new_zeros(claim.weight.shape[0], weighted.shape[1])
-                table.scatter_add_(0, h.flatten()[:, None].expand_as(weighted), weighted)
-                total[:, claim.weight.reshape(-1)] = table.view(-1, k, delta.shape[1]).transpose(0, 1).reshape(k, -1)
-            direct = claim.weight if isinstance(claim.module, Broadcast) else claim.bias
-            if direct is not None:
-                total[:, direct.reshape(-1)] = by_step.T @ delta
+        for piece in self.pieces:
+            factor = self.factors[piece.factor].flat()
+            for steps in slices(by_step.shape[1], SUM_NUMBERS // written(piece, factor, k, 1)):
+                total[:, piece.index] += gradient(piece, factor.of(slice(None), steps), by_step[None, :, steps], self.work)[0]
         return total
 
     def gram(self, join: int = 1) -> Tensor:
@@ -123,14 +76,11 @@ class FactoredBatch(BatchScores):
         through_grams, through_gradients = grams.cost(self.factors, k, t)
         if through_grams < through_gradients:
             return grams.products(self.factors, phi, self.work, max(1, GRAM_NUMBERS // (3 * t * t + k * t)))
-        size = 2 * max(1, GRADIENT_NUMBERS // (2 * k * self.num_parameters))
-        pieces = [products_of(self.rows(slice(i, i + size)), phi[i : i + size]) for i in range(0, c, size)]
-        return tuple(torch.cat(x) for x in zip(*pieces, strict=True))
+        return products_of(self, phi)
 
     def rows(self, index: slice) -> FactoredBatch:
         """Return the scores of some of the trajectories; buffers are shared."""
-        made = [Factor(f.claim, f.delta[index], None if f.h is None else f.h[index]) for f in self.factors]
-        return FactoredBatch(made, self.num_parameters, self.work)
+        return FactoredBatch([f.of(index) for f in self.factors], self.pieces, self.num_parameters, self.work)
 
 
 class FactoredScores(ScoreMap):
@@ -146,6 +96,7 @@ class FactoredScores(ScoreMap):
         """
         self.policy, self.work = policy, Workspace()
         self.claims = claims(policy)
+        self.pieces = pieces(self.claims)
         self.num_parameters = sum(p.numel() for p in parameters(policy).values())
 
     def at(self, obs: Tensor, action: Tensor) -> FactoredBatch:
@@ -200,7 +151,7 @@ class FactoredScores(ScoreMap):
             if isinstance(claim.module, nn.Embedding):
                 inputs = inputs.long()
             factors.append(Factor(claim, delta.view(c, t, -1), inputs))
-        return FactoredBatch(factors, self.num_parameters, self.work)
+        return FactoredBatch(factors, self.pieces, self.num_parameters, self.work)
 
 
 class NotFactored(Exception):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vjp, vmap
 
 from varlab.policies.base import log_prob, parameters
-from varlab.scores.base import BatchScores, ScoreMap
+from varlab.scores.base import ScoreMap, StepScores, slices
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 ELEMENTS = 2**21
 
 
-class FunctionalBatch(BatchScores):
+class FunctionalBatch(StepScores):
     """Scores of C trajectories, computed when asked for."""
 
     def __init__(self, scores: FunctionalScores, obs: Tensor, action: Tensor) -> None:
@@ -27,9 +27,11 @@ class FunctionalBatch(BatchScores):
         self.scores, self.obs, self.action = scores, obs, action
         self.num_parameters = scores.num_parameters
 
-    def blocks(self, phi: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give the gradients of all parameters as one block."""
-        yield torch.arange(self.num_parameters, device=phi.device), self.apply(phi)
+    def tiles(self, phi: Tensor, multiple: int = 1) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Give the gradients of all parameters at once, some trajectories at a time."""
+        index = torch.arange(self.num_parameters, device=phi.device)
+        for rows in slices(len(phi), ELEMENTS // (phi.shape[1] * self.num_parameters), multiple):
+            yield rows, index, self.rows(rows).apply(phi[rows])
 
     def apply(self, phi: Tensor) -> Tensor:
         """Return one gradient per trajectory, [C, K, P]."""
@@ -40,6 +42,10 @@ class FunctionalBatch(BatchScores):
 
         size = max(1, ELEMENTS // (phi.shape[1] * self.num_parameters))
         return self.scores.over_rows(one, size, self.obs, self.action, phi)
+
+    def rows(self, index: slice) -> FunctionalBatch:
+        """Return the scores of some of the trajectories."""
+        return FunctionalBatch(self.scores, self.obs[index], self.action[index])
 
     def apply_sum(self, phi: Tensor) -> Tensor:
         """Return Σ_i g_i [K, P] by one pass over all steps."""
