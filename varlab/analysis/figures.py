@@ -47,20 +47,18 @@ def grid(
     cells = list(table.groupby(by, sort=False, dropna=False)) if by else [((), table)]
     cells.sort(key=lambda cell: [ranks.get(v, -1) for ranks, v in zip(rank, cell[0], strict=True)])
     told = [i for i, c in enumerate(by) if table[c].nunique(dropna=False) > 1]
-    across = min(columns, len(cells))
-    down = -(-len(cells) // across)
     names = styles.order(table["phi"])
     listing = draw is variance_by_phi
-    beside = len(cells) == 1  # then the legend stands beside the panel, else below all of them
     with styles.context(style) as s:
-        line = s.font_size / 72
+        line, width, across = s.font_size / 72, s.width(not listing or len(cells) > 1), s.across(min(columns, len(cells)))
+        down = -(-len(cells) // across)
+        # Then the legend stands beside the panel, else below all of them.
+        beside = len(cells) == 1 and width == s.text and not listing
         if listing:
-            size = (s.column if beside else s.text, down * line * (1.75 * len(names) + 5.5))
-        elif beside:
-            size = (s.text, 0.5 * s.text)
+            tall = down * line * (1.75 * len(names) + 5.5)
         else:
-            size = (s.text, down * 0.9 * s.text / across + line * 1.6 * (1 + -(-len(names) // 4)))
-        figure = Figure(figsize=size, layout="constrained")
+            tall = 0.5 * width if beside else down * 0.9 * width / across
+        figure = Figure(figsize=(width, tall), layout="constrained")
         axs = figure.subplots(down, across, squeeze=False)
         for i, (ax, (value, cell)) in enumerate(zip(axs.flat, cells, strict=False)):
             draw(cell, ax=ax, style=style, **kwargs, **({"names": names} if listing else {"legend": beside}))
@@ -75,8 +73,7 @@ def grid(
             ax.remove()
         figure.align_xlabels()
         if not (listing or beside):
-            keys = marks.handles(names)
-            figure.legend(handles=keys, loc="outside lower center", ncols=min(4, len(keys)), handletextpad=0.4, columnspacing=1.4)
+            figure.set_figheight(tall + line * 1.6 * (1 + marks.below(figure, marks.handles(names), 4, columnspacing=1.4)))
     return figure
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -53,6 +54,26 @@ def handles(names: Sequence[str]) -> list[Line2D]:
 def legend(ax: Axes, names: Sequence[str]) -> None:
     """Name the Φ to the right of the axes, where no data can be hidden."""
     ax.legend(handles=handles(names), loc="center left", bbox_to_anchor=(1.01, 0.5), borderaxespad=0, handletextpad=0.5)
+
+
+def below(figure: Figure, keys: Sequence[Line2D], most: int, **spacing: float) -> int:
+    """Put a legend below all panels, in as many columns as fit the page.
+
+    Args:
+        figure: with its width set.
+        keys: the entries.
+        most: columns.
+        spacing: of the legend, as matplotlib names it.
+
+    Returns:
+        The number of its rows.
+    """
+    for ncols in range(min(most, len(keys)), 0, -1):
+        legend = figure.legend(handles=keys, loc="outside lower center", ncols=ncols, handletextpad=0.4, **spacing)
+        if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
+    return -(-len(keys) // ncols)
 
 
 def column(table: pd.DataFrame, name: str) -> np.ndarray:
