@@ -25,7 +25,7 @@ def named(label: str, rank: int) -> styles.Look:
     if styles.parse(label)[0] in styles.FAMILIES:
         return styles.look(label)
     color, marker = SERIES[rank % len(SERIES)]
-    return styles.Look(color, marker, rank >= len(SERIES), label)
+    return styles.Look(color, marker, rank >= len(SERIES), styles.readable(label))
 
 
 def draw(
@@ -68,17 +68,17 @@ def draw(
             here = rows if panel is None else rows[rows["panel"] == panel]
             (_curves if curves else _points)(ax, here, names, log, line, i % across == 0)
             if panel is not None:
-                ax.set_title(str(panel))
+                ax.set_title(styles.readable(str(panel)))
             if i >= len(panels) - across:
-                ax.set_xlabel(xlabel)
+                ax.set_xlabel(styles.readable(xlabel))
             if curves and i % across == 0:
-                ax.set_ylabel(ylabel)
+                ax.set_ylabel(styles.readable(ylabel))
         for ax in axs.flat[len(panels) :]:
             ax.remove()
         if curves and len(names) > 1:
             looks = [named(n, j) for j, n in enumerate(names)]
             keys = [Line2D([], [], color=k.color, marker=k.marker, markerfacecolor=k.face, label=k.label) for k in looks]
-            figure.set_figheight(tall + inch * 1.7 * marks.below(figure, keys, 3 * across))
+            figure.set_figheight(tall + inch * 1.7 * marks.below(figure, keys, 6))
     return figure
 
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from varlab import checks, storage
-from varlab.analysis import captions, marks, tables
+from varlab.analysis import captions, latex, marks, tables
 from varlab.analysis import style as styles
 from varlab.analysis.panels import bias_against_variance, cosine_against_batch_size, running_distance, swept, variance_by_phi
 
@@ -123,7 +123,7 @@ def figure_from_runs(
 
 
 def save(drawing: Axes | Figure, folder: str | Path, name: str, caption: str | None = None, style: object = None) -> list[Path]:
-    """Write a figure as PNG and PDF (fonts of Type 42), with its caption beside it.
+    """Write a figure as PNG and PDF (fonts of Type 42), with its caption beside it as Markdown and as a LaTeX figure.
 
     A figure that varlab drew before is redrawn; if it was drawn from other runs, the log says so.
 
@@ -141,10 +141,9 @@ def save(drawing: Axes | Figure, folder: str | Path, name: str, caption: str | N
         InputError: if a file of that name is there and varlab did not draw it.
     """
     figure = drawing if isinstance(drawing, Figure) else drawing.get_figure(root=True)
-    pictures = [Path(folder) / f"{name}.{kind}" for kind in ("png", "pdf")]
-    beside = Path(folder) / f"{name}.md"
+    *pictures, beside, source = (Path(folder) / f"{name}.{kind}" for kind in ("png", "pdf", "md", "tex"))
     before = beside.read_text(encoding="utf-8") if beside.exists() else ""
-    foreign = [p.name for p in (*pictures, beside) if p.exists()]
+    foreign = [p.name for p in (*pictures, beside, source) if p.exists()]
     if foreign and not before.startswith(captions.MARK):
         raise checks.InputError(
             f"Figures drawn by varlab, or none, were expected in {folder}, but it holds {', '.join(foreign)} of unknown origin; "
@@ -153,7 +152,11 @@ def save(drawing: Axes | Figure, folder: str | Path, name: str, caption: str | N
     text = caption or f"{captions.MARK}\n"
     if before and captions.digests(before) != captions.digests(text):
         log.warning("%s was drawn from other runs before and is redrawn.", Path(folder) / name)
+    wide, page = figure.get_figwidth(), styles.make(style)
+    if page.columns == 1 and wide > page.column + 1e-6:
+        log.warning("%s needs the width of the text and is drawn so; a column is too narrow for its panels.", name)
     storage.write_text(beside, text)
+    storage.write_text(source, latex.figure(name, text, wide=page.column < page.text and wide > page.column + 1e-6))
     with styles.context(style), _quiet_fonts():
         for path in pictures:
             with storage.atomic(path) as part:
@@ -161,7 +164,7 @@ def save(drawing: Axes | Figure, folder: str | Path, name: str, caption: str | N
                 figure.savefig(
                     part, format=path.suffix[1:], metadata={"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
                 )
-    return [*pictures, beside]
+    return [*pictures, beside, source]
 
 
 @contextmanager

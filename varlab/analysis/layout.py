@@ -31,8 +31,8 @@ class Style:
     Attributes:
         name: what the style is called.
         venue: whose widths and sizes of type are used (see :func:`varlab.analysis.venues.known`), or None.
-        columns: 1 draws every figure that can be at the width of a column, 2 every one at the width of the text; None leaves it to
-            the figure: several panels side by side take the width of the text.
+        columns: 1 draws every figure that can be at the width of a column, 2 every one at that of the text; None leaves it to the
+            figure: several panels side by side take the width of the text.
         column: width of a column, inches.
         text: width of the text, inches.
         font: a TrueType font; STIXGeneral (of the design of Times) and DejaVu Sans ship with matplotlib.

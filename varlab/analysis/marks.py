@@ -68,12 +68,15 @@ def below(figure: Figure, keys: Sequence[Line2D], most: int, **spacing: float) -
     Returns:
         The number of its rows.
     """
-    for ncols in range(min(most, len(keys)), 0, -1):
-        legend = figure.legend(handles=keys, loc="outside lower center", ncols=ncols, handletextpad=0.4, **spacing)
-        if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
-            break
+    rows = -(-len(keys) // most)
+    while True:  # columns of equal length, so that no single entry is left over
+        legend = figure.legend(
+            handles=keys, loc="outside lower center", ncols=-(-len(keys) // rows), handletextpad=0.4, **spacing
+        )
+        if rows == len(keys) or legend.get_window_extent().width <= figure.bbox.width:
+            return rows
         legend.remove()
-    return -(-len(keys) // ncols)
+        rows += 1
 
 
 def column(table: pd.DataFrame, name: str) -> np.ndarray:
@@ -98,6 +101,7 @@ def log(ax: Axes, axis: str, values: set[float], margin: float = 1.3) -> None:
     good = [v for v in values if np.isfinite(v) and v > 0]
     if not good:  # nothing that a logarithm could show
         return
+    margin = max(margin, (max(good) / min(good)) ** 0.04)  # a marker at the end of many decades stays whole
     low, high = min(good) / margin, max(good) * margin
     getattr(ax, f"set_{axis}scale")("log")
     getattr(ax, f"set_{axis}lim")(low, high)

@@ -20,7 +20,7 @@ from varlab.analysis.layout import PAPER, Style, axes, context, make
 
 __all__ = [
     "FAMILIES", "FURTHER", "PAPER", "QUANTITIES", "SETTINGS", "SOURCE_TEXT", "SYMBOLS", "Axes", "Figure", "Look", "Style", "axes",
-    "context", "label", "look", "make", "order", "parse",
+    "context", "label", "look", "make", "order", "parse", "readable",
 ]  # fmt: skip
 
 # family: colour, marker, label. The order is that of the source text, and is the order of every list and legend.
@@ -181,6 +181,22 @@ def label(phi: str) -> str:
     if family == "n_step" and len(said) == 1:
         return f"{said[0].split()[-1]}-step"
     return f"{text}{' ' if ' ' in text else ''}({', '.join(said)})".replace("_", " ")
+
+
+def readable(text: str) -> str:
+    """Return a text of rows as a figure shows it: Φ by their labels, an index (σ_a) as one; what is mathtext stays.
+
+    Args:
+        text: of a title, a label or a legend.
+
+    Returns:
+        Text with mathtext.
+    """
+    names, index = r"[a-z]{2,}_[a-z_]*[a-z]", r"(?<![^\W\d_])([^\W\d_])_(\w+)"
+    for pattern, said in ((names, lambda m: label(m[0])), (index, lambda m: f"${m[1]}_{{{m[2]}}}$")):
+        parts = re.split(r"(\$[^$]*\$)", text)  # odd ones are mathtext
+        text = "".join(p if i % 2 else re.sub(pattern, said, p) for i, p in enumerate(parts))
+    return text
 
 
 def order(names: Iterable[str]) -> list[str]:

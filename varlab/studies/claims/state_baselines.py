@@ -124,9 +124,9 @@ def _histograms(rows: pd.DataFrame, style: object = None) -> styles.Figure:
     here = rows[rows["panel"] != ""]
     panels = list(dict.fromkeys(here["panel"]))
     with styles.context(style) as s:
-        width, across = s.width(wide=True), s.across(len(panels), panel=14)
-        down = -(-len(panels) // across)
-        figure = styles.Figure(figsize=(width, down * (0.99 if across > 1 else 0.6) * width / across), layout="constrained")
+        width, beside = s.width(wide=True), s.across(len(panels), panel=14) == len(panels)
+        across, down = (len(panels), 1) if beside else (1, len(panels))
+        figure = styles.Figure(figsize=(width, down * (0.99 if beside else 0.6) * width / across), layout="constrained")
         axs = figure.subplots(down, across, sharey=True, squeeze=False)
         for ax, panel in zip(axs.flat, panels, strict=True):
             of = here[here["panel"] == panel]
