@@ -158,6 +158,7 @@ def save(drawing: Axes | Figure, folder: str | Path, name: str, caption: str | N
     storage.write_text(beside, text)
     storage.write_text(source, latex.figure(name, text, wide=page.column < page.text and wide > page.column + 1e-6))
     with styles.context(style), _quiet_fonts():
+        styles.wrap(figure)
         for path in pictures:
             with storage.atomic(path) as part:
                 # No dates inside: equal numbers give equal files.

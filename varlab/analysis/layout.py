@@ -6,6 +6,7 @@ none, or tueplots is silent, from the paper's own numbers below; a number that i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -14,6 +15,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
+from matplotlib.text import Text
 
 from varlab import checks
 from varlab.analysis import venues
@@ -188,3 +190,28 @@ def axes(width: float, height: float) -> Axes:
         The Axes.
     """
     return Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def wrap(figure: Figure) -> None:
+    """Break a title or label in two lines where it is longer than its axes, or would leave the page.
+
+    Args:
+        figure: drawn in its style, whose context is still open.
+    """
+    figure.draw_without_rendering()
+    page = figure.bbox
+    for ax in figure.axes:
+        box = ax.get_window_extent()
+        for text, room in ((ax.title, 1.04 * box.width), (ax.xaxis.label, page.width), (ax.yaxis.label, 1.04 * box.height)):
+            own = text.get_window_extent()
+            outside = own.x0 < page.x0 or own.x1 > page.x1 or own.y0 < page.y0 or own.y1 > page.y1
+            if outside or (own.height if text is ax.yaxis.label else own.width) > room:
+                _halve(text)
+
+
+def _halve(text: Text) -> None:
+    """Put a line break at the space nearest to the middle; mathtext stays whole."""
+    words = re.split(r" (?=[^$]*(?:\$[^$]*\$[^$]*)*$)", text.get_text())
+    if len(words) > 1 and "\n" not in text.get_text():
+        cuts = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words))]
+        text.set_text("\n".join(min(cuts, key=lambda lines: max(map(len, lines)))))

@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from varlab.analysis.layout import PAPER, Style, axes, context, make
+from varlab.analysis.layout import PAPER, Style, axes, context, make, wrap
 
 __all__ = [
     "FAMILIES", "FURTHER", "PAPER", "QUANTITIES", "SETTINGS", "SOURCE_TEXT", "SYMBOLS", "Axes", "Figure", "Look", "Style", "axes",
-    "context", "label", "look", "make", "order", "parse", "readable",
+    "context", "label", "look", "make", "order", "parse", "readable", "wrap",
 ]  # fmt: skip
 
 # family: colour, marker, label. The order is that of the source text, and is the order of every list and legend.
