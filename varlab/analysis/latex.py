@@ -59,6 +59,11 @@ def _token(token: re.Match[str]) -> tuple[bool, str]:
     return (True, _MATH[one]) if one in _MATH else (False, _TEXT.get(one, one))
 
 
+def _escaped(code: str) -> str:
+    """Return code: an underscore in it is no index."""
+    return "".join(_TEXT.get(c, c) for c in code)
+
+
 def _symbols(plain: str) -> str:
     """Return symbols as they stand inside mathematics."""
     return "".join(_MATH.get(c, c) for c in plain).strip()
@@ -75,7 +80,7 @@ def caption(markdown: str) -> str:
     """
     lines = [x.removeprefix("- ") for x in markdown.splitlines() if x and not x.startswith(("<!--", "Command:"))]
     pieces = " ".join(lines).split("`")
-    return "".join(rf"\texttt{{{text(p)}}}" if i % 2 else text(p) for i, p in enumerate(pieces))
+    return "".join(rf"\texttt{{{_escaped(p)}}}" if i % 2 else text(p) for i, p in enumerate(pieces))
 
 
 def figure(name: str, markdown: str, wide: bool = False) -> str:
