@@ -21,7 +21,10 @@ CONF = Path(__file__).resolve().parents[2] / "conf" / "style"
 STYLES = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in CONF.glob("*.yaml")}
 #: column and text in inches, labels and ticks in points, as the style files of the venues have them.
 ASKED = {"icml": (3.25, 6.75, 8, 6), "neurips": (5.5, 5.5, 9, 7), "jmlr": (6.0, 6.0, 9.95, 7.95)}
-PAGES = [("icml", None), ("icml", 1), ("neurips", None), ("jmlr", None), ("talk", None)]
+PAGES = [
+    ("icml", None, ("curves", "variances")), ("icml", 1, ("curves", "bias")), ("neurips", None, ("points", "bias")),
+    ("jmlr", None, ("curve",)), ("talk", None, ("variances",)),
+]  # fmt: skip
 
 
 def page(name, columns=None, **fields):
@@ -111,12 +114,13 @@ def drawings(run, settings):
     points = rows[rows["x"] == 1.0].drop(columns="x")
     said = {"xlabel": "trajectories $N$ of a batch", "ylabel": "share of worlds with both best values interior"}
     summary = run.summary[run.summary["phi"].isin(("total_return", "value_baseline", "gae(lam=0.95)"))]
+    two = pd.concat([summary.assign(env=e) for e in "AB"])
     return {
-        "curves": estimates.draw(rows, settings, log="xy", line=1.0, **said),
-        "curve": estimates.draw(rows[rows["panel"] == "N(0, 1), table, 3"], settings, log="xy", **said),
-        "points": estimates.draw(points, settings, log="x", xlabel="variance over that with V"),
-        "variances": figures.grid(summary, figures.variance_by_phi, style=settings),
-        "bias": figures.grid(pd.concat([summary.assign(env=e) for e in "AB"]), figures.bias_against_variance, style=settings),
+        "curves": lambda: estimates.draw(rows, settings, log="xy", line=1.0, **said),
+        "curve": lambda: estimates.draw(rows[rows["panel"] == "N(0, 1), table, 3"], settings, log="xy", **said),
+        "points": lambda: estimates.draw(points, settings, log="x", xlabel="variance over that with V"),
+        "variances": lambda: figures.grid(summary, figures.variance_by_phi, style=settings),
+        "bias": lambda: figures.grid(two, figures.bias_against_variance, style=settings),
     }
 
 
@@ -146,10 +150,11 @@ def cut(figure):
     return wrong
 
 
-@pytest.mark.parametrize(("name", "columns"), PAGES)
-def test_saved_pdfs_have_the_width_of_the_page_embedded_fonts_and_no_text_is_cut(run, tmp_path, name, columns):
+@pytest.mark.parametrize(("name", "columns", "shown"), PAGES)
+def test_saved_pdfs_have_the_width_of_the_page_embedded_fonts_and_no_text_is_cut(run, tmp_path, name, columns, shown):
     settings = page(name, columns, dpi=200)
-    for what, figure in drawings(run, settings).items():
+    for what in shown:
+        figure = drawings(run, settings)[what]()
         figures.save(figure, tmp_path, what, style=settings)
         pdf = (tmp_path / f"{what}.pdf").read_bytes()
         wanted = settings.text if what in ("curves", "points", "bias") and columns is None else settings.column
@@ -166,7 +171,7 @@ def test_saved_pdfs_have_the_width_of_the_page_embedded_fonts_and_no_text_is_cut
 def test_text_that_is_cut_would_be_found(run):
     settings = page("jmlr")
     with style.context(settings):
-        figure = drawings(run, settings)["curve"]
+        figure = drawings(run, settings)["curve"]()
         assert cut(figure) == ["share of worlds with both best values interior"]
         style.wrap(figure)
         assert cut(figure) == []
@@ -222,3 +227,13 @@ def test_series_panels_and_labels_are_made_readable():
 
 def test_the_page_is_layout_alone():
     assert style.Style is layout.Style and style.context is layout.context
+
+
+def test_the_readme_names_the_sizes_of_every_style():
+    """The table of README.md, row by row."""
+    text = (CONF.parents[1] / "README.md").read_text(encoding="utf-8")
+    for name in STYLES:
+        s = page(name)
+        small = s.small_size or s.font_size - 1
+        ((column, width, sizes),) = re.findall(rf"\| `{name}` \| ([^|]+) \| ([^|]+) \| ([^|]+) \|", text)
+        assert [float(x) for x in (column, width, *sizes.split("/"))] == pytest.approx([s.column, s.text, s.font_size, small])
