@@ -164,6 +164,8 @@ def equal_parts(ax: Axes, batch_size: float | None) -> None:
             va="top",
             color="#5f5f5f",
             fontsize="small",
+            zorder=1.5,  # above its line, below the estimates
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
 
 
