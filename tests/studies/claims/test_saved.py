@@ -1,6 +1,7 @@
 """Rows of studies drawn again: names, missing rows, verdicts as among all claims, nothing computed."""
 
 import importlib.util
+import statistics
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from varlab import storage
 from varlab.checks import InputError
 from varlab.studies.claims import catalogue, judge, saved
+from varlab.studies.claims.verdicts import Effect
 
 ROOT = Path(__file__).resolve().parents[3]
 BUDGET = catalogue.BUDGETS["smoke"]
@@ -115,3 +117,32 @@ def test_the_script_refuses_rows_that_are_not_there(main, cache, no_computing, t
     with pytest.raises(InputError, match="No study is called 'score_norm'; the nearest names are score_norms"):
         main("study=score_norm", f"cache={cache}", f"out={tmp_path}/out")
     assert not (tmp_path / "out").exists()
+
+
+def test_other_saved_studies_of_a_family_count(tmp_path, monkeypatch):
+    """p = 0.03 and 10⁻¹⁶ in a family of two: Holm decides the first only where the second is known."""
+
+    def entry(name, row):
+        def effect(rows):
+            return Effect(*rows.iloc[row][["value", "low", "high"]], 1000)
+
+        control = catalogue.Control("the opposite", lambda rows: Effect(9.0, 8.9, 9.1, 1000))
+        return catalogue.Claim(
+            name, "It is below 1.", "Nobody (1999)", "X", f"study of {name}", "a number", effect, "below", 1.0, control
+        )
+
+    half = 1.959964 * 0.03  # of an interval with standard error 0.03
+    at = 1 - 0.03 * statistics.NormalDist().inv_cdf(1 - 0.03 / 2)
+    rows = pd.DataFrame({"value": [at, 0.5], "low": [at - half, 0.5 - half], "high": [at + half, 0.5 + half]})
+    claims = {name: entry(name, i) for i, name in enumerate(("ZZ-1", "ZZ-2"))}
+    studies = {c.study: catalogue.Study(c.study, lambda budget: rows, None, "Made up.", 1) for c in claims.values()}
+    for place in (saved, judge):
+        monkeypatch.setattr(place, "CLAIMS", claims)
+    monkeypatch.setattr(saved, "STUDIES", studies)
+    mine = {"study of ZZ-1": rows}
+    alone = saved.verdicts(mine, BUDGET, str(tmp_path))
+    storage.write_rows(saved.path("study of ZZ-2", BUDGET, str(tmp_path)), rows)
+    among = saved.verdicts(mine, BUDGET, str(tmp_path))
+    assert alone["claim"].tolist() == among["claim"].tolist() == ["ZZ-1"]
+    assert (alone["outcome"][0], among["outcome"][0]) == ("undecided", "holds")
+    assert (alone["p_adjusted"][0], among["p_adjusted"][0]) == pytest.approx((0.06, 0.03), rel=1e-4)
