@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 
-def one(name: str, budget: object, path: Path) -> str:
+def one(name: str, budget: object, path: str) -> str:
     """Make the rows of one study, or find that they were made before."""
     import torch
 
@@ -29,25 +29,21 @@ def one(name: str, budget: object, path: Path) -> str:
 def main(cfg: DictConfig) -> None:
     """Run the studies that the claims need, judge, write tables, figures and the page."""
     # Imported here so that --help stays quick.
-    from dataclasses import replace
-
-    from varlab import checks, provenance, storage
+    from varlab import provenance, storage
     from varlab.analysis.figures import save
-    from varlab.studies.claims import catalogue, figures, judge, pages, tables
+    from varlab.studies.claims import catalogue, figures, judge, pages, saved, tables
 
     catalogue.load()
     claims = catalogue.chosen([cfg.claims] if isinstance(cfg.claims, str) else cfg.claims)
-    name = HydraConfig.get().runtime.choices["budget"]
-    budget = catalogue.BUDGETS[checks.one_of("budget", name, catalogue.BUDGETS)]
-    budget = replace(budget, seed=checks.positive_int("seed", cfg.seed, least=0))
+    budget = saved.budget_of(HydraConfig.get().runtime.choices["budget"], cfg.seed)
     names = list(dict.fromkeys(c.study for c in claims))
     digests = {n: judge.digest_of(catalogue.STUDIES[n], budget) for n in names}
-    paths = {n: Path(cfg.cache) / f"{n}-{digests[n]}.parquet" for n in names}
+    paths = {n: saved.path(n, budget, cfg.cache) for n in names}
     with ProcessPoolExecutor(cfg.workers, multiprocessing.get_context("spawn")) as pool:
         jobs = [pool.submit(one, n, budget, paths[n]) for n in names]
         for i, job in enumerate(as_completed(jobs), 1):
             print(f"{i} of {len(jobs)} studies: {job.result()}", flush=True)
-    rows = {n: storage.read_rows(path) for n, path in paths.items()}
+    rows = saved.read(names, budget, cfg.cache)
     table = judge.judge(claims, rows, digests, budget)
     out, style = Path(cfg.out), OmegaConf.to_container(cfg.style, resolve=True)
     command = shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
@@ -59,7 +55,9 @@ def main(cfg: DictConfig) -> None:
     storage.write_text(out / "table.md", tables.to_markdown(table))
     storage.write_text(out / "table.tex", tables.to_latex(table))
     storage.write_text(out / "contradicted.md", tables.contradicted_to_markdown(table))
-    storage.write_text(out / "report.html", pages.claims_page(table, pictures, provenance.facts(command, cfg.seed)))
+    order = rows.get("textbook_order", storage.read_rows(saved.path("textbook_order", budget, cfg.cache)))
+    page = pages.claims_page(table, pictures, provenance.facts(command, cfg.seed), order)
+    storage.write_text(out / "report.html", page)
     print(tables.readable(table))
     if catalogue.missing():
         print(f"Without an entry: {', '.join(catalogue.missing())}.")

@@ -1,4 +1,4 @@
-"""Gather finished runs into one table and draw them: python scripts/figures.py --help."""
+"""Draw saved numbers anew, computing nothing: python scripts/figures.py --help."""
 
 from __future__ import annotations
 
@@ -10,18 +10,40 @@ import _entry
 from omegaconf import DictConfig, OmegaConf
 
 
+def draw_studies(cfg: DictConfig, style: dict, command: str) -> None:
+    """Draw studies of claims from their saved rows."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from varlab.analysis.figures import save
+    from varlab.studies.claims import catalogue, figures, saved
+
+    catalogue.load()
+    names = saved.chosen(cfg.study)
+    budget = saved.budget_of(HydraConfig.get().runtime.choices["budget"], cfg.seed)
+    rows = saved.read(names, budget, cfg.cache)
+    table = saved.verdicts(rows, budget, cfg.cache)
+    written = []
+    for name in names:
+        drawing, caption = figures.figure_of(name, rows[name], style), figures.caption(name, table, command)
+        written += save(drawing, cfg.out, name, caption, style)
+    print(f"Drawn from the rows in {cfg.cache}; written:", *written, sep="\n  ")
+
+
 def main(cfg: DictConfig) -> None:
-    """Find runs, gather them, draw, save."""
+    """Draw studies, or find runs, gather them, draw, save."""
     # Imported here so that --help stays quick.
     from varlab import storage
     from varlab.analysis import figures, tables
     from varlab.studies import learning_curves
 
+    style = OmegaConf.to_container(cfg.style, resolve=True)
+    command = shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    if cfg.study is not None:
+        draw_studies(cfg, style, command)
+        return
     # One folder may be written without brackets.
     paths = [cfg.runs] if isinstance(cfg.runs, str) else list(cfg.runs)
     folders, trained = storage.find_runs(paths), storage.find_runs(paths, training=True)
-    style = OmegaConf.to_container(cfg.style, resolve=True)
-    command = shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     if trained:
         curves = learning_curves.gather(trained, cfg.allow_mixed_numerics)
         summary = learning_curves.summarise(curves)

@@ -65,8 +65,8 @@ def test_a_multirun_of_eight_jobs_gives_one_figure(tmp_path):
     assert "Gathered 8 runs" in said and wrong == ""
     table = pd.read_csv(out / "table.csv")
     assert len(table) == 8 * 3 and table.digest.nunique() == 8
-    pictures = {f"{n}_over_runs.{k}" for n in ("variance", "variance_ratio") for k in ("png", "pdf", "md")}
-    assert {p.name for p in out.iterdir()} == {"table.csv", "table.parquet", "table.md"} | pictures
+    pictures = {f"{n}_over_runs.{k}" for n in ("variance", "variance_ratio") for k in ("png", "pdf", "md", "tex")}
+    assert {p.name for p in out.iterdir()} == {f"table.{k}" for k in ("csv", "parquet", "md", "tex")} | pictures
     caption = (out / "variance_over_runs.md").read_text()
     assert all(d in caption for d in table.digest) and "gamma, seed" in caption
     assert "Command: `python scripts/figures.py" in caption

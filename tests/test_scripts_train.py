@@ -228,7 +228,7 @@ def test_figures_draw_learning_curves_from_training_runs(command, tmp_path):
     assert command("train", *SMALL, "seeds=[0,1,2]", "out=runs").code == 0
     done = command("figures", "runs=runs", "out=drawn")
     assert done.code == 0 and "Gathered 3 training runs from runs" in done.out, done.err
-    named = {f"learning_curves.{kind}" for kind in ("png", "pdf", "md", "csv")}
+    named = {f"learning_curves.{kind}" for kind in ("png", "pdf", "md", "tex", "csv")}
     assert {path.name for path in (tmp_path / "drawn").iterdir()} == named
     table = pd.read_csv(tmp_path / "drawn" / "learning_curves.csv")
     assert set(table["seeds"]) == {3} and (table["iqm_low"] <= table["iqm"]).all() and (table["iqm"] <= table["iqm_high"]).all()

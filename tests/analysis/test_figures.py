@@ -5,14 +5,13 @@ import re
 import subprocess
 import sys
 import zlib
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 import synthetic_runs
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -133,21 +132,6 @@ def test_order_is_that_of_the_source_text():
     ]
     expected = ["total_return", "reward_to_go", "n_step(k=2)", "n_step(k=10)", "gae(lam=0.5)", "gae(lam=0.95)", "zeta"]
     assert style.order(mixed) == expected
-
-
-@pytest.mark.parametrize("name", ["paper", "talk"])
-def test_style_files_are_styles(request, name):
-    settings = yaml.safe_load((request.config.rootpath / f"conf/style/{name}.yaml").read_text())
-    assert set(settings) == set(asdict(style.PAPER))
-    assert style.make(settings).name == name
-    assert name != "paper" or style.make(settings) == style.PAPER
-
-
-def test_a_style_with_a_wrong_field_or_a_coarse_dpi_is_refused():
-    with pytest.raises(checks.InputError, match="font_size"):
-        style.make({"fontsize": 3})
-    with pytest.raises(checks.InputError, match="at least 200"):
-        style.make({"dpi": 72})
 
 
 def test_the_context_leaves_matplotlib_as_it_was():
@@ -309,7 +293,7 @@ NAMES = ("variance_by_phi", "bias_against_variance", "running_distance", "cosine
 
 
 def test_files_are_written_with_captions_that_say_what_is_shown(folder, run):
-    assert {p.name for p in folder.iterdir()} == {f"{n}.{k}" for n in NAMES for k in ("png", "pdf", "md")}
+    assert {p.name for p in folder.iterdir()} == {f"{n}.{k}" for n in NAMES for k in ("png", "pdf", "md", "tex")}
     for name in NAMES:
         text = (folder / f"{name}.md").read_text()
         for said in ("n = 500", run.summary.digest[0], run.summary.reference_digest[0], "95 % intervals", "never the spread",

@@ -25,7 +25,7 @@ def named(label: str, rank: int) -> styles.Look:
     if styles.parse(label)[0] in styles.FAMILIES:
         return styles.look(label)
     color, marker = SERIES[rank % len(SERIES)]
-    return styles.Look(color, marker, rank >= len(SERIES), label)
+    return styles.Look(color, marker, rank >= len(SERIES), styles.readable(label))
 
 
 def draw(
@@ -54,33 +54,31 @@ def draw(
     """
     panels = list(dict.fromkeys(rows["panel"])) if "panel" in rows else [None]
     curves = "x" in rows
-    across = min(columns, len(panels))
-    down = -(-len(panels) // across)
+    wide = min(columns, len(panels)) > 1
     names = list(dict.fromkeys(rows["label" if "label" in rows else "phi"]))
     with styles.context(style) as s:
-        inch = s.font_size / 72
-        tall = (0.62 * s.text / max(across, 1.6) if curves else inch * (1.7 * len(names) + 4.5)) * down
-        keyed = curves and len(names) > 1
-        figure = styles.Figure(
-            figsize=(s.text if across > 1 else s.column, tall + (inch * 1.7 * -(-len(names) // (3 * across)) if keyed else 0)),
-            layout="constrained",
-        )
+        inch, width, across = s.font_size / 72, s.width(wide), s.across(min(columns, len(panels)), wide)
+        down = -(-len(panels) // across)
+        stacked = wide and width < s.text
+        shape = 0.62 * (width if stacked else s.text / max(across, 1.6))
+        tall = (shape if curves else inch * (1.7 * len(names) + 4.5)) * down
+        figure = styles.Figure(figsize=(width, tall), layout="constrained")
         axs = figure.subplots(down, across, squeeze=False)
         for i, (ax, panel) in enumerate(zip(axs.flat, panels, strict=False)):
             here = rows if panel is None else rows[rows["panel"] == panel]
             (_curves if curves else _points)(ax, here, names, log, line, i % across == 0)
             if panel is not None:
-                ax.set_title(str(panel))
+                ax.set_title(styles.readable(str(panel)))
             if i >= len(panels) - across:
-                ax.set_xlabel(xlabel)
+                ax.set_xlabel(styles.readable(xlabel))
             if curves and i % across == 0:
-                ax.set_ylabel(ylabel)
+                ax.set_ylabel(styles.readable(ylabel))
         for ax in axs.flat[len(panels) :]:
             ax.remove()
-        if keyed:
+        if curves and len(names) > 1:
             looks = [named(n, j) for j, n in enumerate(names)]
             keys = [Line2D([], [], color=k.color, marker=k.marker, markerfacecolor=k.face, label=k.label) for k in looks]
-            figure.legend(handles=keys, loc="outside lower center", ncols=min(3 * across, len(keys)), handletextpad=0.4)
+            figure.set_figheight(tall + inch * 1.7 * marks.below(figure, keys, 6))
     return figure
 
 

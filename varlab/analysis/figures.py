@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from varlab import checks, storage
-from varlab.analysis import captions, marks, tables
+from varlab.analysis import captions, latex, marks, tables
 from varlab.analysis import style as styles
 from varlab.analysis.panels import bias_against_variance, cosine_against_batch_size, running_distance, swept, variance_by_phi
 
@@ -47,20 +47,18 @@ def grid(
     cells = list(table.groupby(by, sort=False, dropna=False)) if by else [((), table)]
     cells.sort(key=lambda cell: [ranks.get(v, -1) for ranks, v in zip(rank, cell[0], strict=True)])
     told = [i for i, c in enumerate(by) if table[c].nunique(dropna=False) > 1]
-    across = min(columns, len(cells))
-    down = -(-len(cells) // across)
     names = styles.order(table["phi"])
     listing = draw is variance_by_phi
-    beside = len(cells) == 1  # then the legend stands beside the panel, else below all of them
     with styles.context(style) as s:
-        line = s.font_size / 72
+        line, width, across = s.font_size / 72, s.width(not listing or len(cells) > 1), s.across(min(columns, len(cells)))
+        down = -(-len(cells) // across)
+        # Then the legend stands beside the panel, else below all of them.
+        beside = len(cells) == 1 and width == s.text and not listing
         if listing:
-            size = (s.column if beside else s.text, down * line * (1.75 * len(names) + 5.5))
-        elif beside:
-            size = (s.text, 0.5 * s.text)
+            tall = down * line * (1.75 * len(names) + 5.5)
         else:
-            size = (s.text, down * 0.9 * s.text / across + line * 1.6 * (1 + -(-len(names) // 4)))
-        figure = Figure(figsize=size, layout="constrained")
+            tall = 0.5 * width if beside else down * 0.9 * width / across
+        figure = Figure(figsize=(width, tall), layout="constrained")
         axs = figure.subplots(down, across, squeeze=False)
         for i, (ax, (value, cell)) in enumerate(zip(axs.flat, cells, strict=False)):
             draw(cell, ax=ax, style=style, **kwargs, **({"names": names} if listing else {"legend": beside}))
@@ -75,8 +73,7 @@ def grid(
             ax.remove()
         figure.align_xlabels()
         if not (listing or beside):
-            keys = marks.handles(names)
-            figure.legend(handles=keys, loc="outside lower center", ncols=min(4, len(keys)), handletextpad=0.4, columnspacing=1.4)
+            figure.set_figheight(tall + line * 1.6 * (1 + marks.below(figure, marks.handles(names), 4, columnspacing=1.4)))
     return figure
 
 
@@ -126,7 +123,7 @@ def figure_from_runs(
 
 
 def save(drawing: Axes | Figure, folder: str | Path, name: str, caption: str | None = None, style: object = None) -> list[Path]:
-    """Write a figure as PNG and PDF (fonts of Type 42), with its caption beside it.
+    """Write a figure as PNG and PDF (fonts of Type 42), with its caption beside it as Markdown and as a LaTeX figure.
 
     A figure that varlab drew before is redrawn; if it was drawn from other runs, the log says so.
 
@@ -144,10 +141,9 @@ def save(drawing: Axes | Figure, folder: str | Path, name: str, caption: str | N
         InputError: if a file of that name is there and varlab did not draw it.
     """
     figure = drawing if isinstance(drawing, Figure) else drawing.get_figure(root=True)
-    pictures = [Path(folder) / f"{name}.{kind}" for kind in ("png", "pdf")]
-    beside = Path(folder) / f"{name}.md"
+    *pictures, beside, source = (Path(folder) / f"{name}.{kind}" for kind in ("png", "pdf", "md", "tex"))
     before = beside.read_text(encoding="utf-8") if beside.exists() else ""
-    foreign = [p.name for p in (*pictures, beside) if p.exists()]
+    foreign = [p.name for p in (*pictures, beside, source) if p.exists()]
     if foreign and not before.startswith(captions.MARK):
         raise checks.InputError(
             f"Figures drawn by varlab, or none, were expected in {folder}, but it holds {', '.join(foreign)} of unknown origin; "
@@ -156,15 +152,20 @@ def save(drawing: Axes | Figure, folder: str | Path, name: str, caption: str | N
     text = caption or f"{captions.MARK}\n"
     if before and captions.digests(before) != captions.digests(text):
         log.warning("%s was drawn from other runs before and is redrawn.", Path(folder) / name)
+    wide, page = figure.get_figwidth(), styles.make(style)
+    if page.columns == 1 and wide > page.column + 1e-6:
+        log.warning("%s needs the width of the text and is drawn so; a column is too narrow for its panels.", name)
     storage.write_text(beside, text)
+    storage.write_text(source, latex.figure(name, text, wide=page.column < page.text and wide > page.column + 1e-6))
     with styles.context(style), _quiet_fonts():
+        styles.wrap(figure)
         for path in pictures:
             with storage.atomic(path) as part:
                 # No dates inside: equal numbers give equal files.
                 figure.savefig(
                     part, format=path.suffix[1:], metadata={"CreationDate": None} if path.suffix == ".pdf" else {"Software": None}
                 )
-    return [*pictures, beside]
+    return [*pictures, beside, source]
 
 
 @contextmanager

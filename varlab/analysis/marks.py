@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
@@ -55,6 +56,29 @@ def legend(ax: Axes, names: Sequence[str]) -> None:
     ax.legend(handles=handles(names), loc="center left", bbox_to_anchor=(1.01, 0.5), borderaxespad=0, handletextpad=0.5)
 
 
+def below(figure: Figure, keys: Sequence[Line2D], most: int, **spacing: float) -> int:
+    """Put a legend below all panels, in as many columns as fit the page.
+
+    Args:
+        figure: with its width set.
+        keys: the entries.
+        most: columns.
+        spacing: of the legend, as matplotlib names it.
+
+    Returns:
+        The number of its rows.
+    """
+    rows = -(-len(keys) // most)
+    while True:  # columns of equal length, so that no single entry is left over
+        legend = figure.legend(
+            handles=keys, loc="outside lower center", ncols=-(-len(keys) // rows), handletextpad=0.4, **spacing
+        )
+        if rows == len(keys) or legend.get_window_extent().width <= figure.bbox.width:
+            return rows
+        legend.remove()
+        rows += 1
+
+
 def column(table: pd.DataFrame, name: str) -> np.ndarray:
     """Return the finite numbers of a column, none if it is missing."""
     values = pd.to_numeric(table[name], errors="coerce").to_numpy(float) if name in table else np.empty(0)
@@ -77,6 +101,7 @@ def log(ax: Axes, axis: str, values: set[float], margin: float = 1.3) -> None:
     good = [v for v in values if np.isfinite(v) and v > 0]
     if not good:  # nothing that a logarithm could show
         return
+    margin = max(margin, (max(good) / min(good)) ** 0.04)  # a marker at the end of many decades stays whole
     low, high = min(good) / margin, max(good) * margin
     getattr(ax, f"set_{axis}scale")("log")
     getattr(ax, f"set_{axis}lim")(low, high)
@@ -139,6 +164,8 @@ def equal_parts(ax: Axes, batch_size: float | None) -> None:
             va="top",
             color="#5f5f5f",
             fontsize="small",
+            zorder=1.5,  # above its line, below the estimates
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )
 
 

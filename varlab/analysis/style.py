@@ -1,4 +1,4 @@
-"""How a Φ looks in every figure (one colour, one marker, one label by name) and the rc parameters of a page.
+"""How a Φ looks in every figure: one colour, one marker, one label by name. The page it stands on is of ``layout.py``.
 
 The eleven Φ of the source text have colours taken from the sets of Okabe and Ito ("Color Universal Design", 2008) and of Tol
 ("Colour Schemes", SRON technical note, 2021), chosen together so that every pair stays apart under simulated deuteranopia,
@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
-from varlab import checks
+from varlab.analysis.layout import PAPER, Style, axes, context, make, wrap
+
+__all__ = [
+    "FAMILIES", "FURTHER", "PAPER", "QUANTITIES", "SETTINGS", "SOURCE_TEXT", "SYMBOLS", "Axes", "Figure", "Look", "Style", "axes",
+    "context", "label", "look", "make", "order", "parse", "readable", "wrap",
+]  # fmt: skip
 
 # family: colour, marker, label. The order is that of the source text, and is the order of every list and legend.
 SOURCE_TEXT = {
@@ -180,6 +183,22 @@ def label(phi: str) -> str:
     return f"{text}{' ' if ' ' in text else ''}({', '.join(said)})".replace("_", " ")
 
 
+def readable(text: str) -> str:
+    """Return a text of rows as a figure shows it: Φ by their labels, an index (σ_a) as one; what is mathtext stays.
+
+    Args:
+        text: of a title, a label or a legend.
+
+    Returns:
+        Text with mathtext.
+    """
+    names, index = r"[a-z]{2,}_[a-z_]*[a-z]", r"(?<![^\W\d_])([^\W\d_])_(\w+)"
+    for pattern, said in ((names, lambda m: label(m[0])), (index, lambda m: f"${m[1]}_{{{m[2]}}}$")):
+        parts = re.split(r"(\$[^$]*\$)", text)  # odd ones are mathtext
+        text = "".join(p if i % 2 else re.sub(pattern, said, p) for i, p in enumerate(parts))
+    return text
+
+
 def order(names: Iterable[str]) -> list[str]:
     """Return the distinct names in the order of the source text; families it does not know follow by name.
 
@@ -196,117 +215,3 @@ def order(names: Iterable[str]) -> list[str]:
         return rank.get(family, len(rank)), family, _share(arguments) if arguments else -1.0, phi
 
     return sorted(dict.fromkeys(names), key=key)
-
-
-@dataclass(frozen=True)
-class Style:
-    """The page that figures are made for; the default is a paper with two columns.
-
-    Attributes:
-        name: what the style is called.
-        column: width of a column, inches.
-        text: width of the text, inches.
-        font: a font that ships with matplotlib (STIXGeneral or DejaVu Sans).
-        font_size: points.
-        line_width: points.
-        marker_size: points.
-        dpi: of the PNG, at least 200.
-    """
-
-    name: str = "paper"
-    column: float = 3.3
-    text: float = 6.75
-    font: str = "STIXGeneral"
-    font_size: float = 8.0
-    line_width: float = 0.9
-    marker_size: float = 3.8
-    dpi: int = 300
-
-    def __post_init__(self) -> None:
-        """Refuse a resolution too low for print."""
-        checks.positive_int("dpi", self.dpi, least=200)
-
-    def rc(self) -> dict[str, object]:
-        """Return the matplotlib rc parameters."""
-        small = self.font_size - 1
-        return {
-            "font.family": [self.font],
-            "mathtext.fontset": "stix" if self.font.startswith("STIX") else "dejavusans",
-            "font.size": self.font_size,
-            "axes.labelsize": self.font_size,
-            "axes.titlesize": self.font_size,
-            "xtick.labelsize": small,
-            "ytick.labelsize": small,
-            "legend.fontsize": small,
-            "legend.frameon": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.linewidth": 0.6,
-            "axes.axisbelow": True,
-            "xtick.major.width": 0.6,
-            "ytick.major.width": 0.6,
-            "xtick.minor.width": 0.4,
-            "ytick.minor.width": 0.4,
-            "lines.linewidth": self.line_width,
-            "lines.markersize": self.marker_size,
-            "grid.color": "#e4e4e4",
-            "grid.linewidth": 0.5,
-            "savefig.dpi": self.dpi,
-            "figure.dpi": 100,
-            "text.usetex": False,
-            # Type 42 keeps text selectable, and venues refuse matplotlib's default Type 3.
-            "pdf.fonttype": 42,
-            "ps.fonttype": 42,
-            "axes.unicode_minus": True,
-        }
-
-
-PAPER = Style()
-
-
-def make(settings: Style | Mapping[str, object] | None = None) -> Style:
-    """Return a style from a configuration group.
-
-    Args:
-        settings: a style, a mapping of its fields (those left out keep the paper's), or None for the paper.
-
-    Returns:
-        The style.
-
-    Raises:
-        InputError: if a key is not a field of :class:`Style`.
-    """  # noqa: DOC502
-    if settings is None or isinstance(settings, Style):
-        return settings or PAPER
-    known = [f.name for f in fields(Style)]
-    for key in settings:
-        checks.one_of("field of a style", str(key), known)
-    return Style(**{**asdict(PAPER), **{str(k): v for k, v in settings.items()}})
-
-
-@contextmanager
-def context(settings: Style | Mapping[str, object] | None = None) -> Iterator[Style]:
-    """Apply a style on top of matplotlib's own defaults, and put back what was there.
-
-    Args:
-        settings: as :func:`make` takes them.
-
-    Yields:
-        The style.
-    """
-    style = make(settings)
-    with matplotlib.style.context(["default", style.rc()]):
-        yield style
-
-
-def axes(width: float, height: float) -> Axes:
-    """Return the Axes of a new Figure that no global state knows of.
-
-    Args:
-        width: inches.
-        height: inches.
-
-    Returns:
-        The Axes.
-    """
-    return Figure(figsize=(width, height), layout="constrained").add_subplot()

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from varlab import checks, storage
+from varlab.analysis import latex
 from varlab.analysis.convergence import cosine_table, running_table
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def gather_convergence(folders: Iterable[str | Path]) -> tuple[pd.DataFrame, pd.
 
 
 def save(table: pd.DataFrame, folder: str | Path, name: str = "table") -> list[Path]:
-    """Write a table as csv and parquet, and its readable columns as Markdown.
+    """Write a table as csv and parquet, and its readable columns as Markdown and LaTeX (booktabs).
 
     Args:
         table: rows of :func:`gather`.
@@ -124,8 +125,9 @@ def save(table: pd.DataFrame, folder: str | Path, name: str = "table") -> list[P
         table.to_csv(part, index=False)
     with storage.atomic(paths[1]) as part:
         table.to_parquet(part, index=False)
-    paths.append(Path(folder) / f"{name}.md")
-    storage.write_text(paths[-1], to_markdown(table) + "\n")
+    for kind, text in (("md", to_markdown(table) + "\n"), ("tex", "% needs the package booktabs\n" + to_latex(table))):
+        paths.append(Path(folder) / f"{name}.{kind}")
+        storage.write_text(paths[-1], text)
     return paths
 
 
@@ -314,7 +316,7 @@ def to_latex(summary: pd.DataFrame) -> str:
 
     keys, frame = cells(summary, number)
     for c in [*keys, "Φ"]:
-        frame[c] = [v.replace("_", r"\_") for v in frame[c]]
+        frame[c] = [latex.text(v) for v in frame[c]]
     frame = frame.rename(
         columns={"Φ": r"$\Phi_t$", "bias²": r"bias$^2$", "p": "$p$", "env": "environment", "gamma": r"$\gamma$", "n": "$n$"}
     )

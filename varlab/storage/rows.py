@@ -46,7 +46,7 @@ def read_rows(path: str | Path) -> pd.DataFrame | None:
         damage = "its checksum differs from its content"
     except (*UNREADABLE, pa.ArrowException) as error:
         damage = first_line(error)
-    log.warning("The rows in %s are damaged (%s) and are computed again.", path, damage)
+    log.warning("The rows in %s are damaged (%s) and are not used.", path, damage)
     return None
 
 

@@ -10,6 +10,8 @@ from varlab.studies import textbook_order as textbook
 from varlab.studies.claims import finite_cases as cases
 from varlab.studies.claims import order
 from varlab.studies.claims.catalogue import CLAIMS, STUDIES, Budget, Claim
+from varlab.studies.claims.judge import judge
+from varlab.studies.claims.pages import claims_page
 from varlab.studies.claims.verdicts import decide
 
 MINE = [c for c in CLAIMS.values() if c.study == "textbook_order"]
@@ -106,3 +108,14 @@ def test_the_short_table_shows_the_worst_cell_of_each_law():
 def test_the_figure_leaves_the_other_rows_out():
     figure = STUDIES["textbook_order"].draw(rows(), None)
     assert len(figure.axes) == 8
+
+
+def test_the_short_table_stands_beside_the_figures_of_the_page():
+    said, frame = order.short_frame(rows())
+    table = judge(MINE, {"textbook_order": rows()}, {"textbook_order": "d"}, Budget())
+    with_order, without = (claims_page(table, {"textbook_order": b"png"}, {"seed": 0}, x) for x in (rows(), None))
+    assert said in with_order and said not in without
+    figures = with_order.split("<h2>Figures</h2>")[1].split("<h2>")[0]
+    assert "<img" in figures and all(f">{cell}</td>" in figures for cell in frame.to_numpy().ravel())
+    lines = order.short_table(rows()).splitlines()
+    assert lines[0] == said and len(lines) == 4 + len(frame) and lines[4].split(" | ")[1:4] == frame.iloc[0].tolist()[1:4]

@@ -167,7 +167,8 @@ def draw_dimension(rows: pd.DataFrame, style: object = None) -> styles.Figure:
     shown = rows[rows["panel"] != ""]
     m = np.unique(np.geomspace(1, 2 * WIDE, 60).round().astype(int))
     with styles.context(style) as s:
-        figure = styles.Figure(figsize=(s.column, 0.85 * s.column), layout="constrained")
+        width = s.width(wide=False)
+        figure = styles.Figure(figsize=(width, (0.85 if width < s.text else 0.5) * width), layout="constrained")
         ax = figure.subplots()
         keys, values = [], set()
         for name in BASELINES:
@@ -185,7 +186,7 @@ def draw_dimension(rows: pd.DataFrame, style: object = None) -> styles.Figure:
         ax.grid(axis="both")
         ax.set_xlabel("action dimension $m$")
         ax.set_ylabel("variance of a coordinate")
-        figure.legend(handles=keys, loc="outside lower center", ncols=2, handletextpad=0.4)
+        marks.below(figure, keys, 2 if width < s.text else 4)
     return figure
 
 

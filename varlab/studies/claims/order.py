@@ -77,24 +77,18 @@ def shares(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["statistic"].isin(("share", "median_ratio"))]
 
 
-def short_table(rows: pd.DataFrame) -> str:
+def short_frame(rows: pd.DataFrame) -> tuple[str, pd.DataFrame]:
     """Return what belongs beside every figure of claims: shares of failures and median ratios, by the law of the rewards.
 
     Args:
         rows: of the study ``textbook_order``.
 
     Returns:
-        A Markdown table with one row per pair: the largest share over cells of a law with its interval, and the range of the
+        A sentence, and texts with one row per pair: the largest share over cells of a law with its interval, and the range of the
         median ratios of the lower Φ to the total return.
     """
-    cells = shares(rows)
+    cells, table = shares(rows), []
     n = int(cells["n"].iloc[0])
-    lines = [
-        f"How often the textbook order of variances fails ({n} random MDPs per cell; no order is a theorem):",
-        "",
-        "| textbook order | fails, U(0, 1) rewards | fails, N(0, 1) | median / Var R, U(0, 1) | median / Var R, N(0, 1) |",
-        "|---|---:|---:|---:|---:|",
-    ]
     for phi, other in textbook.ORDER:
         texts = [f"{textbook.SYMBOLS[phi][0]} ≤ {textbook.SYMBOLS[other][0]}"]
         for law in textbook.REWARDS:
@@ -105,8 +99,19 @@ def short_table(rows: pd.DataFrame) -> str:
         for law in textbook.REWARDS:
             part = cells[(cells["rewards"] == law) & (cells["phi"] == phi) & (cells["statistic"] == "median_ratio")]["estimate"]
             texts.append(f"{short(part.min())} to {short(part.max())}")
-        lines.append("| " + " | ".join(texts) + " |")
-    return "\n".join(lines) + "\n"
+        table.append(texts)
+    columns = (
+        "textbook order", "fails, U(0, 1) rewards", "fails, N(0, 1)", "median / Var R, U(0, 1)", "median / Var R, N(0, 1)",
+    )  # fmt: skip
+    said = f"How often the textbook order of variances fails ({n} random MDPs per cell; no order is a theorem):"
+    return said, pd.DataFrame(table, columns=columns)
+
+
+def short_table(rows: pd.DataFrame) -> str:
+    """Return :func:`short_frame` as Markdown."""
+    said, frame = short_frame(rows)
+    lines = [said, "", "| " + " | ".join(frame.columns) + " |", "|---|" + "---:|" * (frame.shape[1] - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(texts) + " |" for texts in frame.to_numpy())]) + "\n"
 
 
 def _most(rewards: str, how: str, pair: tuple[str, str] | None = None, statistic: str = "share"):  # noqa: ANN202

@@ -8,16 +8,20 @@ import pandas as pd
 
 from varlab.analysis.pages import Section, page
 from varlab.studies.claims.catalogue import CITED, STUDIES
+from varlab.studies.claims.order import short_frame
 from varlab.studies.claims.tables import effect_text
 
 
-def claims_page(table: pd.DataFrame, figures: Mapping[str, bytes], provenance: Mapping[str, object]) -> str:
+def claims_page(
+    table: pd.DataFrame, figures: Mapping[str, bytes], provenance: Mapping[str, object], order: pd.DataFrame | None = None
+) -> str:
     """Return the page.
 
     Args:
         table: of :func:`varlab.studies.claims.judge.judge`.
         figures: study → PNG.
         provenance: what made them.
+        order: rows of the study ``textbook_order``, which are shown beside the figures; None where there are none.
 
     Returns:
         HTML.
@@ -57,7 +61,7 @@ def claims_page(table: pd.DataFrame, figures: Mapping[str, bytes], provenance: M
         Section("Verdicts", tables=[("Each claim with its effect, 95 % interval and outcome.", verdicts)]),
         Section("Where the literature is contradicted", against or ["Nowhere."]),
         Section("Negative controls", ["Each is a falsehood of the same kind and must come out violated."], [("", controls)]),
-        Section("Figures", figures=pictures),
+        Section("Figures", tables=[] if order is None else [short_frame(order)], figures=pictures),
         Section("Cited, not reproduced", facts=CITED),
         Section("Provenance", facts=provenance),
     ]

@@ -53,9 +53,11 @@ def maps(rows: pd.DataFrame, style: object = None) -> styles.Figure:
     cells = rows[rows["quantity"] == "share"]
     panels = list(dict.fromkeys(cells["label"]))
     with styles.context(style) as s:
-        figure = styles.Figure(figsize=(s.text, 0.44 * s.text), layout="constrained")
-        axs = figure.subplots(1, len(panels))
-        for ax, panel in zip(axs, panels, strict=True):
+        width, across = s.width(wide=True), s.across(len(panels))
+        down = -(-len(panels) // across)
+        figure = styles.Figure(figsize=(width, down * 0.88 * width / across), layout="constrained")
+        axs = figure.subplots(down, across, squeeze=False)
+        for ax, panel in zip(axs.flat, panels, strict=False):
             here = cells[cells["label"] == panel].astype({"t": int, "u": int})
             grids = [here.pivot(index="t", columns="u", values=c).to_numpy() for c in ("value", "value_low", "value_high")]
             most = float(np.abs(grids[0]).max())
@@ -72,7 +74,10 @@ def maps(rows: pd.DataFrame, style: object = None) -> styles.Figure:
             ticks = range(0, size, 2 if size <= 12 else 4)
             ax.set_xticks(list(ticks))
             ax.set_yticks(list(ticks))
-        axs[0].set_ylabel("time $t$ of the step")
+        for ax in axs[:, 0]:
+            ax.set_ylabel("time $t$ of the step")
+        for ax in axs.flat[len(panels) :]:
+            ax.remove()
     return figure
 
 
@@ -119,8 +124,9 @@ def critic_figure(rows: pd.DataFrame, style: object = None) -> styles.Figure:
     each = rows[rows["episodes"].notna()]
     one, other = (each[each["quantity"] == q] for q in ("variance", "bias at the cut"))
     with styles.context(style) as s:
-        figure = styles.Figure(figsize=(s.text, 0.38 * s.text), layout="constrained")
-        left, right = figure.subplots(1, 2)
+        width, across = s.width(wide=True), s.across(2)
+        figure = styles.Figure(figsize=(width, (0.38 if across == 2 else 1.5) * width), layout="constrained")
+        left, right = figure.subplots(2 // across, across)
         for i, (episodes, part) in enumerate(one.groupby("episodes", sort=True)):
             look = estimates.named(f"{int(episodes)} episodes", i)
             same = {"color": look.color, "markerfacecolor": look.face, "label": look.label}
@@ -137,7 +143,7 @@ def critic_figure(rows: pd.DataFrame, style: object = None) -> styles.Figure:
         right.set(xlabel=r"error of $V_\phi$ over the spread of $V^\pi$", ylabel=r"bias at the cut / $\|E g\|$")
         for ax in (left, right):
             ax.grid(axis="both")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5, handletextpad=0.2)
+        marks.below(figure, left.get_legend_handles_labels()[0], 5)
     return figure
 
 

@@ -124,9 +124,11 @@ def _histograms(rows: pd.DataFrame, style: object = None) -> styles.Figure:
     here = rows[rows["panel"] != ""]
     panels = list(dict.fromkeys(here["panel"]))
     with styles.context(style) as s:
-        figure = styles.Figure(figsize=(s.text, 0.33 * s.text), layout="constrained")
-        axs = figure.subplots(1, len(panels), sharey=True)
-        for ax, panel in zip(axs, panels, strict=True):
+        width, beside = s.width(wide=True), s.across(len(panels), panel=14) == len(panels)
+        across, down = (len(panels), 1) if beside else (1, len(panels))
+        figure = styles.Figure(figsize=(width, down * (0.99 if beside else 0.6) * width / across), layout="constrained")
+        axs = figure.subplots(down, across, sharey=True, squeeze=False)
+        for ax, panel in zip(axs.flat, panels, strict=True):
             of = here[here["panel"] == panel]
             color = estimates.SERIES[0][0]
             ax.hist(of["value"], EDGES, weights=np.full(len(of), 1 / len(of)), color=color, alpha=0.75, linewidth=0)
@@ -134,8 +136,9 @@ def _histograms(rows: pd.DataFrame, style: object = None) -> styles.Figure:
             ax.set_title("\n".join(panel.rsplit(", ", 1)))
             ax.set_xlim(0, 1)
             ax.grid(axis="both")
-        axs[0].set_ylabel("share of worlds")
-        axs[len(panels) // 2].set_xlabel("tr Cov with the best state baseline over tr Cov with V")
+        for ax in axs[:, 0]:
+            ax.set_ylabel("share of worlds")
+        axs[-1, across // 2].set_xlabel("tr Cov with the best state baseline over tr Cov with V")
     return figure
 
 

@@ -6,6 +6,7 @@ import math
 
 import pandas as pd
 
+from varlab.analysis import latex
 from varlab.analysis.tables import short
 from varlab.studies.claims.catalogue import CITED, TAGS
 
@@ -85,31 +86,6 @@ def cited_to_markdown() -> str:
     return "\n".join([*lines, *(f"| {k} | {v} |" for k, v in CITED.items())]) + "\n"
 
 
-_LATEX = {
-    "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "≤": r"$\le$", "≥": r"$\ge$", "±": r"$\pm$", "−": "$-$", "·": r"$\cdot$",
-}  # fmt: skip
-_GREEK = {
-    "γ": "gamma", "λ": "lambda", "θ": "theta", "σ": "sigma", "Σ": "Sigma", "Φ": "Phi", "∇": "nabla", "τ": "tau", "π": "pi",
-    "ε": "varepsilon", "μ": "mu", "ρ": "rho", "∞": "infty", "√": "surd", "→": "to", "≈": "approx", "δ": "delta", "η": "eta",
-    "ω": "omega", "×": "times", "∂": "partial", "φ": "varphi", "κ": "kappa", "ψ": "psi", "∝": "propto", "‖": "|", "⁺": "",
-}  # fmt: skip
-
-
-def latex(text: str) -> str:
-    """Return plain text as LaTeX: special characters escaped, Greek letters and signs as math."""
-    out = []
-    for character in text:
-        if character in _GREEK:
-            out.append("$^{+}$" if character == "⁺" else r"$\|$" if character == "‖" else rf"$\{_GREEK[character]}$")
-        elif character in "₀₁₂₃₄₅₆₇₈₉":
-            out.append(f"$_{'₀₁₂₃₄₅₆₇₈₉'.index(character)}$")
-        elif character in "⁰¹²³⁴⁵⁶⁷⁸⁹":
-            out.append(f"$^{'⁰¹²³⁴⁵⁶⁷⁸⁹'.index(character)}$")
-        else:
-            out.append(_LATEX.get(character, character))
-    return "".join(out)
-
-
 def to_latex(table: pd.DataFrame) -> str:
     """Return a longtable with booktabs rules: claim, statistic, question, effect, outcome.
 
@@ -129,5 +105,5 @@ def to_latex(table: pd.DataFrame) -> str:
     ]
     for row in table.to_dict("records"):
         cells = [row["claim"], row["statistic"], row["question"], effect_text(row), row["outcome"]]
-        lines.append(" & ".join(latex(str(c)) for c in cells) + r" \\")
+        lines.append(" & ".join(latex.text(str(c)) for c in cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{longtable}"]) + "\n"
