@@ -92,6 +92,40 @@ def action_part(sample: NestedSample, baseline: np.ndarray | None = None) -> Rep
     return Replicated.mean(sample.weight**2 * sample.alive * (second - _between_actions(sample.gram, left.mean(2))), BLOCKS)
 
 
+def best_value_part(sample: NestedSample, near: np.ndarray | None = None) -> Replicated:
+    """Return S_a under the exact V_t(s) as baseline, though V is not known:
+
+        S_a = E ‖z_ij‖² (Φ_ijr − Φ_ik)(Φ_ijr' − Φ_il) − E ⟨z_ij, z_ij'⟩ Φ_ij Φ_ij',    r ≠ r', j, k and l distinct, j ≠ j'.
+
+    Given state and action j both factors of the first term are independent, and each has mean Q_ij − V_i. In the second V_i
+    drops out, because scores have mean 0.
+
+    Args:
+        sample: the sample, with at least three actions in each state.
+        near: [N, A] or [N, 1] any baseline of the state, which leaves the mean alone and takes noise away; 0 if None.
+
+    Returns:
+        The component, unbiased.
+
+    Raises:
+        InputError: for two actions.
+    """
+    actions = sample.phi.shape[1]
+    if actions < 3:
+        raise checks.InputError(
+            f"At least three actions in each state were expected for the component under the exact V, but there are {actions}: "
+            "two others stand for V; raise actions."
+        )
+    left = sample.phi if near is None else sample.phi - near[:, :, None]
+    mean = left.mean(2)
+    others = mean.sum(1, keepdims=True) - mean
+    squares = np.square(mean).sum(1, keepdims=True) - np.square(mean)
+    pair = (others**2 - squares) / ((actions - 1) * (actions - 2))
+    size = np.einsum("njj->nj", sample.gram)
+    first = (size * (_pairs(left) - 2 * mean * others / (actions - 1) + pair)).mean(1)
+    return Replicated.mean(sample.weight**2 * sample.alive * (first - _between_actions(sample.gram, mean)), BLOCKS)
+
+
 def state_part(sample: NestedSample) -> Replicated:
     """Return S_s: what E[z Φ | s] varies with the state, the same for every baseline that keeps the mean."""
     between = _between_actions(sample.gram, sample.phi.mean(2) - sample.level[:, None])
