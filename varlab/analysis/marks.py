@@ -77,6 +77,7 @@ def log(ax: Axes, axis: str, values: set[float], margin: float = 1.3) -> None:
     good = [v for v in values if np.isfinite(v) and v > 0]
     if not good:  # nothing that a logarithm could show
         return
+    margin = max(margin, (max(good) / min(good)) ** 0.03)  # many decades are narrow: markers at the ends need more
     low, high = min(good) / margin, max(good) * margin
     getattr(ax, f"set_{axis}scale")("log")
     getattr(ax, f"set_{axis}lim")(low, high)

@@ -192,7 +192,7 @@ def mirage_horizons(budget: Budget) -> pd.DataFrame:
     "other, and the same of Σ_τ + Σ_a. Largest of three random linear systems at K = 0 and at the optimal K, and the point mass "
     "of the source at its optimal K. Dashed, what counts as a gain.",
     draw=lambda rows, style=None: estimates.draw(
-        rows[rows["panel"] != ""], style, xlabel="γ", ylabel="with t over without", log="y", line=GAIN
+        rows[rows["panel"] != ""], style, xlabel="γ", ylabel="with $V_t(s)$ over with $V(s)$", log="y", line=GAIN
     ),
 )
 def mirage_time(budget: Budget) -> pd.DataFrame:
