@@ -93,7 +93,9 @@ def action_part(sample: NestedSample, baseline: np.ndarray | None = None) -> Rep
 
 
 def best_value_part(sample: NestedSample) -> Replicated:
-    """Return S_a under the exact V_t(s) as baseline, though V is not known:
+    """Return S_a under the exact V_t(s) as baseline, though V is not known.
+
+    That is
 
         S_a = E ‖z_ij‖² (Φ_ijr − Φ_ik)(Φ_ijr' − Φ_il) − E ⟨z_ij, z_ij'⟩ (Φ_ij − c_ijj')(Φ_ij' − c_ijj'),
 

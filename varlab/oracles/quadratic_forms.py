@@ -88,7 +88,7 @@ class Scores:
 
 
 class _Table:
-    """Forms indexed by pairs (t, u): their b as [T, T, n] and their A as a map of such tables; [T, 1, n] for pairs (t, t) alone."""
+    """Forms indexed by pairs (t, u): their b as [T, T, n] and their A as a map of such tables; [T, 1, n] where u = t alone."""
 
     def __init__(self, form: Forms | Scores, first: bool, pairs: bool = True) -> None:
         """Index ``form`` by t if ``first``, else by u; without ``pairs`` u is t."""

@@ -18,7 +18,7 @@ from varlab.oracles.gaussian_components import gaussian_components
 from varlab.oracles.time_unaware import time_unaware
 from varlab.policies.networks import Linear
 from varlab.studies.claims.catalogue import Budget, Control, claim, study
-from varlab.studies.claims.cells import cell, ratio, row
+from varlab.studies.claims.cells import cell, row
 from varlab.studies.claims.verdicts import Effect
 from varlab.values.linear_quadratic import QuadraticValues
 

@@ -1,4 +1,4 @@
-"""Action-dependent baselines on CartPole and Pendulum, MI-1, MI-2, MI-6 and MI-7: components by cloned states, learned critics."""
+"""Action-dependent baselines on CartPole and Pendulum, MI-1, MI-2, MI-6, MI-7: components by cloned states."""
 
 from __future__ import annotations
 
@@ -233,8 +233,9 @@ claim(
 claim(
     id="MI-6c", sentence="A learned action-dependent baseline gives nothing over a learned state baseline.", source=TUCKER,
     tag="C", study="mirage_sampled", direction="within", bound=0.0, margin=NOTHING, effect=_of("CartPole-v1", "saved by Q"),
-    statistic="(Σ_a^V − Σ_a^Q)/(Σ_τ + Σ_a^V), paired, within 0.09 of 0", condition=f"{CARTPOLE}, returns", needs=("value_baseline",),
-    published="-0.09 to 0.06 in MuJoCo [C]", control=Control("nor over none", _of("CartPole-v1", "saved by Q from nothing")),
+    statistic="(Σ_a^V − Σ_a^Q)/(Σ_τ + Σ_a^V), paired, within 0.09 of 0", condition=f"{CARTPOLE}, returns",
+    needs=("value_baseline",), published="-0.09 to 0.06 in MuJoCo [C]",
+    control=Control("nor over none", _of("CartPole-v1", "saved by Q from nothing")),
 )  # fmt: skip
 claim(
     id="MI-6d", sentence="A learned action-dependent baseline gives nothing over a learned state baseline.", source=TUCKER,
