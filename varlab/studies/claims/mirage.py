@@ -51,8 +51,9 @@ def open_loop(env: LQG, clocked: LQG, mean: torch.Tensor, sigma: float = SIGMA) 
     Returns:
         The policy: W = [0, μᵀ] is frozen, and the score of its free bias at step t is the score of μ_t.
     """
-    policy = Linear(clocked, math.log(sigma)).double()
+    policy = Linear(clocked).double()
     with torch.no_grad():
+        policy.log_std.value.fill_(math.log(sigma))
         policy.net.weight.zero_()
         policy.net.weight[:, env.system.state_dim :] = mean.T
         policy.net.bias.zero_()
@@ -81,8 +82,9 @@ def feedback(env: LQG, gamma: float, share: float, sigma: float) -> Linear:
     a, b, q, r = (getattr(env.system, name).numpy() for name in ("a", "b", "state_cost", "action_cost"))
     a, b = math.sqrt(gamma) * a, math.sqrt(gamma) * b
     p = scipy.linalg.solve_discrete_are(a, b, q, r)
-    policy = Linear(env, math.log(sigma)).double()
+    policy = Linear(env).double()
     with torch.no_grad():
+        policy.log_std.value.fill_(math.log(sigma))
         policy.net.weight.copy_(torch.from_numpy(-share * np.linalg.solve(r + b.T @ p @ b, b.T @ p @ a)))
         policy.net.bias.zero_()
     policy.log_std.value.requires_grad_(False)
