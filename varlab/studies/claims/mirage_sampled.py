@@ -67,7 +67,7 @@ def worlds() -> dict[str, World]:
             cartpole, balanced()[1], 0.99, (0, 50, 100, 150), 4000, 4, CriticSettings(n=1000, **fitted)
         ),
         "Pendulum-v1": World(
-            pendulum, policies.make("mlp", pendulum, hidden=(16, 16)), 0.97, (0, 50), 500, 12, CriticSettings(n=400, **fitted)
+            pendulum, policies.make("mlp", pendulum, hidden=(16, 16)), 0.97, (0, 50), 2000, 4, CriticSettings(n=400, **fitted)
         ),
     }  # fmt: skip
 
@@ -168,7 +168,7 @@ def mirage_sampled(budget: Budget) -> pd.DataFrame:
     """Sample components on both worlds, and the paired ratios that claims read.
 
     Args:
-        budget: episodes (4,000 and 500) and seed.
+        budget: episodes (4,000 and 2,000) and seed.
 
     Returns:
         One row per environment and component, with an empty panel one per ratio.
