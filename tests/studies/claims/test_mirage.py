@@ -109,6 +109,7 @@ def test_small_exact_studies(exact_rows):
         value = {what: cell(rows, label=policy, what=what).value for what in rows[rows["panel"] == ""]["what"].unique()}
         # Nothing is left of Σ_a under the exact Q.
         r = value["Σ_a over Σ_τ"]
+        assert value["share of Σ_a"] > 0.99 > value["share with V"] > 0
         assert value["saved by Q"] == pytest.approx(r / (1 + r), rel=1e-9)
         assert value["saved by Q from nothing"] == pytest.approx(value["without V"] / (1 + value["without V"]), rel=1e-9)
         assert value["GAE(0), wrong V"] == pytest.approx(100 * value["GAE(0)"], rel=1e-9)  # Var γ V(s'), V times ten
@@ -116,6 +117,15 @@ def test_small_exact_studies(exact_rows):
     time = exact_rows["mirage_time"]
     assert time[time["x"] == 0.0]["value"].to_numpy() == pytest.approx(1.0, rel=1e-6)
     assert (time[(time["x"] == 0.99) & time["label"].str.startswith("random")]["value"] < 0.9).all()
+
+
+def test_what_q_saves_is_counted_against_v():
+    env = lqg.random_system(3, seed=2)
+    policy = mirage.feedback(env, 0.99, 0.0, 1.0)
+    none, v = (mirage.parts(env, policy, x, 0.99) for x in ("reward_to_go", "value_baseline"))
+    # Made up: Σ_a of returns in the place of what Q leaves.
+    wanted = (v.action - none.action).sum() / (v.action + v.trajectory).sum()
+    assert mirage.saved(v, none) == pytest.approx(wanted, rel=1e-12) and wanted < 0
 
 
 def test_horizons_are_those_of_the_components(exact_rows):
@@ -188,6 +198,21 @@ def test_the_sampled_study_on_small_worlds(monkeypatch):
     assert cell(rows, label="CartPole-v1", what="V(s)").value == pytest.approx(
         1 / cell(rows, label="CartPole-v1", what="V(s, t)").value, rel=1e-9
     )  # fmt: skip
+    for name, world in small.items():
+        c = {k: x.value for k, x in mirage_sampled.components(world, 100, SMALL.seed).items()}
+        tau, none, v, v_t, q = (c[k] for k in ("Σ_τ", "Σ_a, none", "Σ_a, V(s)", "Σ_a, V(s, t)", "Σ_a, Q(s, a)"))
+        wanted = {
+            "share of Σ_a": none / (none + tau + c["Σ_s"]), "share with V": v / (v + tau + c["Σ_s"]),
+            "Σ_a over Σ_τ": c["Σ_a, exact V"] / tau, "without V": none / tau, "GAE": c["Σ_τ of GAE"] / tau,
+            "returns over GAE": tau / c["Σ_τ of GAE"], "V(s, t)": v_t / v, "V(s, t), with Σ_τ": (v_t + tau) / (v + tau),
+            "V(s), with Σ_τ": (v + tau) / (v_t + tau), "saved by Q": (v - q) / (v + tau),
+            "saved by Q from nothing": (none - q) / (none + tau),
+            "saved of δ": 1 - (c["Σ_a of δ, of δ(s, a)"] + c["Σ_τ of δ"]) / (c["Σ_a of δ, V(s)"] + c["Σ_τ of δ"]),
+        }  # fmt: skip
+        for what, value in wanted.items():
+            assert cell(rows, label=name, what=what).value == pytest.approx(value, rel=1e-9), what
+        # Classic control is deterministic: nothing is left of δ once state and action are known.
+        assert c["Σ_τ of δ"] == pytest.approx(0.0, abs=1e-9)
     figure = mirage_sampled.draw(rows)
     assert [ax.get_title() for ax in figure.axes] == list(made)
 
