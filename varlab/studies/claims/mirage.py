@@ -31,7 +31,8 @@ HORIZONS, DISCOUNTS = (2, 5, 10, 20, 50, 100), (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
 #: Factor on V that makes it wrong.
 WRONG = 10.0
 #: What dominates is more than half; what is negligible could not save more than what the source's logs call nothing:
-#: (Σ_a^V − Σ_a^Q)/(Σ_τ + Σ_a^V) in [−0.09, 0.06] for returns. Its least gain that counts as none is 0.040 to 0.050.
+#: (Σ_a^V − Σ_a^Q)/(Σ_τ + Σ_a^V) in [−0.09, 0.06] for returns. A gain is more than from 0.050 to 0.040, the upper ends on
+#: Humanoid, where the source's logs show none.
 MOST, NEGLIGIBLE, NOTHING, GAIN = 0.5, 0.1, 0.09, 0.8
 NO, V = r"$\Sigma_a$, no baseline", r"$\Sigma_a$, exact V"
 TAU, GAE, LAMBDAS = r"$\Sigma_\tau$, returns", r"$\Sigma_\tau$, GAE(0)", (0.0, 0.99)
