@@ -217,12 +217,13 @@ claim(
     published="0.94 to 0.99 on HalfCheetah and Humanoid [C]",
     control=Control("so it does with a learned V", _of("CartPole-v1", "share with V")),
 )  # fmt: skip
-claim(
-    id="MI-1e", sentence="With V as baseline Σ_a is negligible beside Σ_τ.", source=TUCKER, tag="C", study="mirage_sampled",
-    statistic="Σ_a/Σ_τ with the exact V, by a U-statistic, at most 0.1", direction="below", bound=NEGLIGIBLE,
-    effect=_of("Pendulum-v1", "Σ_a over Σ_τ"), condition=PENDULUM, needs=("value_baseline",),
-    control=Control("so it is without a baseline", _of("Pendulum-v1", "without V")),
-)  # fmt: skip
+for _id, _env, _where in (("e", "Pendulum-v1", PENDULUM), ("g", "CartPole-v1", CARTPOLE)):
+    claim(
+        id=f"MI-1{_id}", sentence="With V as baseline Σ_a is negligible beside Σ_τ.", source=TUCKER, tag="C",
+        study="mirage_sampled", statistic="Σ_a/Σ_τ with the exact V, by a U-statistic, at most 0.1", direction="below",
+        bound=NEGLIGIBLE, effect=_of(_env, "Σ_a over Σ_τ"), condition=_where, needs=("value_baseline",),
+        control=Control("so it is without a baseline", _of(_env, "without V")),
+    )  # fmt: skip
 claim(
     id="MI-2c", sentence="GAE lowers Σ_τ.", source=TUCKER, tag="C", study="mirage_sampled",
     statistic=f"Σ_τ of GAE({LAM:g}) with a learned V over that of returns", direction="below", bound=1.0,
@@ -230,13 +231,14 @@ claim(
     published="27/712 on HalfCheetah, 53/730 on Humanoid [C]",
     control=Control("so do returns against GAE", _of("CartPole-v1", "returns over GAE")),
 )  # fmt: skip
-claim(
-    id="MI-6c", sentence="A learned action-dependent baseline gives nothing over a learned state baseline.", source=TUCKER,
-    tag="C", study="mirage_sampled", direction="within", bound=0.0, margin=NOTHING, effect=_of("CartPole-v1", "saved by Q"),
-    statistic="(Σ_a^V − Σ_a^Q)/(Σ_τ + Σ_a^V), paired, within 0.09 of 0", condition=f"{CARTPOLE}, returns",
-    needs=("value_baseline",), published="-0.09 to 0.06 in MuJoCo [C]",
-    control=Control("nor over none", _of("CartPole-v1", "saved by Q from nothing")),
-)  # fmt: skip
+for _id, _env, _where in (("c", "CartPole-v1", CARTPOLE), ("e", "Pendulum-v1", PENDULUM)):
+    claim(
+        id=f"MI-6{_id}", sentence="A learned action-dependent baseline gives nothing over a learned state baseline.",
+        source=TUCKER, tag="C", study="mirage_sampled", direction="within", bound=0.0, margin=NOTHING,
+        effect=_of(_env, "saved by Q"), statistic="(Σ_a^V − Σ_a^Q)/(Σ_τ + Σ_a^V), paired, within 0.09 of 0",
+        condition=f"{_where}, returns", needs=("value_baseline",), published="-0.09 to 0.06 in MuJoCo [C]",
+        control=Control("nor over none", _of(_env, "saved by Q from nothing")),
+    )  # fmt: skip
 claim(
     id="MI-6d", sentence="A learned action-dependent baseline gives nothing over a learned state baseline.", source=TUCKER,
     tag="C", study="mirage_sampled", direction="within", bound=0.0, margin=NOTHING_GAE,
