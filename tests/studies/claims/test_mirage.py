@@ -229,7 +229,8 @@ def made_up(value, ends=0.01):
 def test_sampled_claims_follow_their_rows(claim):
     for value in (-2.0, 0.0, 0.03, 0.45, 0.6, 0.9, 2.0):
         holds = {"MI-1d": value > 0.5, "MI-1e": value < 0.1, "MI-1g": value < 0.1, "MI-2c": value < 1,
-                 "MI-6c": abs(value) < 0.09, "MI-6d": abs(value) < 0.32, "MI-6e": abs(value) < 0.09}.get(claim.id, value < 0.8)  # fmt: skip
+                 "MI-6c": abs(value) < 0.09, "MI-6d": abs(value) < 0.32, "MI-6e": abs(value) < 0.09}  # fmt: skip
+        holds = holds.get(claim.id, value < 0.8)
         for effect, question in ((claim.effect, claim.question), (claim.control.effect, claim.control_question)):
             outcome = decide(claim.id, effect(made_up(value)), *question).outcome
             assert outcome == ("holds" if holds else "violated"), value

@@ -154,7 +154,7 @@ def mirage_point_mass(budget: Budget) -> pd.DataFrame:
     "mirage_horizons",
     "Three random linear systems (four state and two action dimensions, σ_a = 0.3, γ = 0.99) over the horizon H, at K = 0 and at "
     "the optimal K: with the exact V, Σ_a over Σ_τ, and what the exact Q would save beyond it. Largest of the systems; dashed, "
-    "what counts as nothing.",
+    "0.09, the most that counts as nothing saved.",
     draw=lambda rows, style=None: estimates.draw(
         rows[rows["panel"] != ""], style, xlabel="horizon H", ylabel="ratio", log="xy", line=NOTHING
     ),
