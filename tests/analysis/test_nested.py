@@ -84,6 +84,38 @@ def test_inner_statistics_are_unbiased_by_enumeration(actions, rollouts):
     assert plug_in - s_a == pytest.approx(s_tau / rollouts, rel=1e-9)
 
 
+@pytest.mark.parametrize("actions", [3, 4])
+def test_the_component_under_the_exact_v_is_unbiased_by_enumeration(actions, monkeypatch):
+    """Every inner draw of every state, with its probability, against S_a with the true V as baseline."""
+    rows, weights = [], []
+    options = [[((a, (o, u)), PI[s, a] * np.prod([CHANCE[s, a] if x == 0 else 1 - CHANCE[s, a] for x in (o, u)]))
+                for a in range(2) for o in range(2) for u in range(2)] for s in range(3)]  # fmt: skip
+    for s in range(3):
+        for combination in itertools.product(options[s], repeat=actions):
+            rows.append((s, [c[0] for c in combination]))
+            weights.append(RHO[s] * np.prod([c[1] for c in combination]))
+    found, _ = sample_of(rows)
+    kept = {}
+    monkeypatch.setattr(nested.Replicated, "mean", classmethod(lambda cls, x, blocks: kept.update(x=x)))
+    mean = CHANCE * OUTCOME[..., 0] + (1 - CHANCE) * OUTCOME[..., 1]
+    v = (PI * mean).sum(1, keepdims=True)
+    # A number of the state moves neither: both are written in differences.
+    for shift in (0.0, 1e3):
+        nested.best_value_part(replace(found, phi=found.phi + shift))
+        assert np.array(weights) @ kept["x"] == pytest.approx(truth(v)[1], rel=1e-9)
+    # The mean over all actions, a_ij among them, in the place of V: biased.
+    own = found.phi - found.phi.mean((1, 2), keepdims=True)
+    size = np.einsum("njj->nj", found.gram)
+    plug_in = (size * nested._pairs(own)).mean(1) - nested._between_actions(found.gram, own.mean(2))
+    assert abs(np.array(weights) @ plug_in / truth(v)[1] - 1) > 0.05
+
+
+def test_the_component_under_the_exact_v_needs_three_actions():
+    made, _ = sample_of(draw(100, np.random.default_rng(0)))
+    with pytest.raises(InputError, match="At least three actions in each state"):
+        nested.best_value_part(made)
+
+
 def test_the_square_of_a_mean_is_a_mean_over_pairs():
     x = np.random.default_rng(0).standard_normal((110, 3)) + 1.0
     pairs = [x[i] @ x[j] for i in range(110) for j in range(110) if i != j]

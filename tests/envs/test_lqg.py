@@ -43,6 +43,26 @@ def test_the_point_mass_is_that_of_the_mirage_paper():
     assert other.system.initial_mean.tolist() == [3.0] * 3 + [0.5] * 3
 
 
+def test_a_clock_lets_a_linear_policy_forget_the_state():
+    env = lqg.random_system(4, seed=1, state_dim=2, action_dim=1)
+    clocked = lqg.with_clock(env)
+    first, second = (e.make_simulator(torch.device("cpu")) for e in (env, clocked))
+    s, x = (m.reset(5, np.random.SeedSequence(3)) for m in (first, second))
+    assert clocked.num_features == 6 and clocked.horizon == 4
+    for t in range(4):
+        torch.testing.assert_close(x[:, :2].abs() > 0, torch.ones(5, 2, dtype=torch.bool))
+        assert x[:, 2:].tolist() == [[float(t == u) for u in range(4)]] * 5
+        a = torch.full((5, 1), 0.3 * t, dtype=torch.float64)
+        (s, r, _), (x, q, _) = first.step(a), second.step(a)
+        assert s.shape == (5, 2) and bool(torch.isfinite(r + q).all())
+    for name in ("state_cost", "noise", "initial_covariance"):
+        whole, part = getattr(clocked.system, name), getattr(env.system, name)
+        torch.testing.assert_close(whole[:2, :2], part)
+        assert whole.abs().sum() == pytest.approx(float(part.abs().sum()))
+    torch.testing.assert_close(clocked.system.a[:2, :2], env.system.a)
+    torch.testing.assert_close(clocked.system.b[:2], env.system.b)
+
+
 @pytest.mark.parametrize("radius", [0.0, 0.5, 0.99, 1.2])
 def test_random_systems_have_the_spectral_radius_asked_for(radius):
     for seed in range(4):

@@ -8,10 +8,11 @@ from gaussian_quadrature import Paths
 import varlab
 from varlab.envs import lqg
 from varlab.estimators import make
-from varlab.oracles.gaussian import gaussian
+from varlab.oracles.gaussian import PHI, GaussianTrajectory, gaussian
 from varlab.oracles.gaussian_components import gaussian_components
+from varlab.oracles.quadratic_forms import baseline_products, covariance, square_products, variance
 from varlab.policies import Linear
-from varlab.values.linear_quadratic import QuadraticValues
+from varlab.values.linear_quadratic import GaussianPolicy, QuadraticValues
 
 HORIZON, GAMMA = 2, 0.9
 
@@ -175,3 +176,15 @@ def test_what_it_refuses():
         gaussian_components(env, policy, make("state_action_control_variate"), cross=True)
     with pytest.raises(varlab.InputError, match="Values for horizon 3"):
         gaussian_components(env, policy, "q_value", values=QuadraticValues.of(lqg.point_mass(4), policy, 1.0))
+
+
+@torch.no_grad()
+def test_products_of_one_step_are_the_diagonal_of_those_of_all():
+    env = lqg.environment(system(), 3)
+    policy = policy_on(env)
+    known = QuadraticValues.of(env, policy, GAMMA)
+    whole = GaussianTrajectory.of(env.system, GaussianPolicy.of(policy), 3, known, GAMMA)
+    phi = PHI["reward_to_go"](make("reward_to_go"), whole)
+    for z in whole.scores():
+        np.testing.assert_allclose(variance(z, phi), covariance(z, phi).diagonal(), rtol=1e-10)
+        np.testing.assert_allclose(square_products(z, phi), baseline_products(z, phi)[0].diagonal(), rtol=1e-10)

@@ -92,6 +92,46 @@ def action_part(sample: NestedSample, baseline: np.ndarray | None = None) -> Rep
     return Replicated.mean(sample.weight**2 * sample.alive * (second - _between_actions(sample.gram, left.mean(2))), BLOCKS)
 
 
+def best_value_part(sample: NestedSample) -> Replicated:
+    """Return S_a under the exact V_t(s) as baseline, though V is not known.
+
+    That is
+
+        S_a = E ‖z_ij‖² (Φ_ijr − Φ_ik)(Φ_ijr' − Φ_il) − E ⟨z_ij, z_ij'⟩ (Φ_ij − c_ijj')(Φ_ij' − c_ijj'),
+
+    with r ≠ r', all of j, k, l and j, j' distinct, and c_ijj' the mean of Φ over the other actions. Given state and action j both
+    factors of the first term are independent, and each has mean Q_ij − V_i. In the second c does not depend on a_ij and a_ij',
+    and scores have mean 0, so that any c would do; this one is near V.
+
+    Args:
+        sample: the sample, with at least three actions in each state.
+
+    Returns:
+        The component, unbiased.
+
+    Raises:
+        InputError: for two actions.
+    """
+    actions = sample.phi.shape[1]
+    if actions < 3:
+        raise checks.InputError(
+            f"At least three actions in each state were expected for the component under the exact V, but there are {actions}: "
+            "two others stand for V; raise actions."
+        )
+    # Nothing here changes when a number of the state is taken off; rounding does.
+    phi = sample.phi - sample.phi.mean((1, 2), keepdims=True)
+    mean = phi.mean(2)
+    others = mean.sum(1, keepdims=True) - mean
+    squares = np.square(mean).sum(1, keepdims=True) - np.square(mean)
+    pair = (others**2 - squares) / ((actions - 1) * (actions - 2))
+    size = np.einsum("njj->nj", sample.gram)
+    first = (size * (_pairs(phi) - 2 * mean * others / (actions - 1) + pair)).mean(1)
+    rest = (others[:, :, None] - mean[:, None, :]) / (actions - 2)  # [N, j, j'] c_ijj'
+    products = sample.gram * (mean[:, :, None] - rest) * (mean[:, None, :] - rest)
+    second = (products.sum((1, 2)) - np.einsum("njj->n", products)) / (actions * (actions - 1))
+    return Replicated.mean(sample.weight**2 * sample.alive * (first - second), BLOCKS)
+
+
 def state_part(sample: NestedSample) -> Replicated:
     """Return S_s: what E[z Φ | s] varies with the state, the same for every baseline that keeps the mean."""
     between = _between_actions(sample.gram, sample.phi.mean(2) - sample.level[:, None])

@@ -233,6 +233,37 @@ def point_mass(
     return environment(system, horizon, "point mass")
 
 
+def with_clock(env: LQG) -> LQG:
+    """Return the same system with a one-hot clock behind its state: (s, e_t), e_t → e_{t+1}.
+
+    On it a policy that is linear in the state can have any mean μ_t at each step, W = [0, μ_0, …, μ_{H−1}], whatever s_t is: an
+    open-loop policy. Costs, noise and so values and returns are those of the system.
+
+    Args:
+        env: a linear system with S state dimensions.
+
+    Returns:
+        The environment, with S + H state dimensions.
+    """
+    system, horizon = env.system, env.horizon
+
+    def padded(matrix: Tensor, columns: int = 0) -> Tensor:
+        return torch.nn.functional.pad(matrix, (0, columns, 0, horizon))
+
+    first = torch.zeros(horizon, dtype=torch.float64)
+    first[0] = 1.0
+    clocked = LinearQuadratic(
+        a=torch.block_diag(system.a, torch.diag(torch.ones(horizon - 1, dtype=torch.float64), -1)),
+        b=padded(system.b),
+        state_cost=padded(system.state_cost, horizon),
+        action_cost=system.action_cost,
+        noise=padded(system.noise, horizon),
+        initial_mean=torch.cat([system.initial_mean, first]),
+        initial_covariance=padded(system.initial_covariance, horizon),
+    )
+    return environment(clocked, horizon, f"{env.name} with a clock")
+
+
 def random_system(
     horizon: int,
     *,

@@ -27,7 +27,7 @@ from varlab.envs.lqg import LQG, LinearQuadratic, root
 from varlab.estimators.base import Estimator
 from varlab.oracles import gaussian
 from varlab.oracles.components import Components
-from varlab.oracles.quadratic_forms import Forms, Scores, _Table, covariance, cumulant
+from varlab.oracles.quadratic_forms import Forms, Scores, covariance, square_products, variance
 from varlab.values.linear_quadratic import GaussianPolicy, QuadraticValues, system_of, values_on
 
 #: Φ → (whether it sums temporal differences, whether V is subtracted at the end).
@@ -225,9 +225,7 @@ def _parts(setting: _Setting, e: Estimator) -> tuple[Tensor, Tensor, Tensor]:
     total = torch.zeros(3, len(m), dtype=torch.float64)
     for part, dim, z in _scores(policy, m, roots):
         left = full + _baseline(setting, e, dim, slope, level).scaled(-1.0)
-        own = covariance(z, Forms(left.a, left.b, left.c)).diagonal()
-        tables = _Table(z, True), _Table(z, False)
-        noise_left = cumulant(*tables, _Table(rest, False)).diagonal() + cumulant(*tables).diagonal() * rest.mean
+        own, noise_left = variance(z, Forms(left.a, left.b, left.c)), square_products(z, rest)
         given = [_given_state(z, f, states, dim) if part != "log_std" else torch.zeros(len(m)) for f in (full, left)]
         total += torch.stack([given[0], own - given[1], noise_left])
     return tuple(total)

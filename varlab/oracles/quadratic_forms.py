@@ -88,15 +88,17 @@ class Scores:
 
 
 class _Table:
-    """Forms indexed by pairs (t, u): their b as [T, T, n] and their A as a map of such tables."""
+    """Forms indexed by pairs (t, u): their b as [T, T, n] and their A as a map of such tables; [T, 1, n] where u = t alone."""
 
-    def __init__(self, form: Forms | Scores, first: bool) -> None:
-        """Index ``form`` by t if ``first``, else by u."""
-        self.form, self.first = form, first
+    def __init__(self, form: Forms | Scores, first: bool, pairs: bool = True) -> None:
+        """Index ``form`` by t if ``first``, else by u; without ``pairs`` u is t."""
+        self.form, self.first, self.pairs = form, first or not pairs, pairs
         b = form.h[:, None] * form.e if isinstance(form, Scores) else form.b
         self.b = self._spread(b)
 
     def _spread(self, x: Tensor) -> Tensor:
+        if not self.pairs:
+            return x[:, None]
         return (x[:, None] if self.first else x[None]).expand(len(x), len(x), x.shape[1])
 
     def apply(self, x: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ class _Table:
 
 
 def cumulant(score: _Table, *others: _Table) -> Tensor:
-    """Return the joint cumulants [T, T] of z and k − 1 other forms for every pair (t, u), k ≥ 2.
+    """Return the joint cumulants [T, T] (or [T, 1], as the tables are) of z and k − 1 other forms for every pair (t, u), k ≥ 2.
 
     Args:
         score: scores, whose rank makes traces into scalar products.
@@ -168,6 +170,35 @@ def covariance(scores: Scores, phi: Forms) -> Tensor:
     third = cumulant(z, z2, g2)  # κ(z_t, z_u, Φ_u)
     links = third * m[:, None]
     return cumulant(z, g, z2, g2) + links + links.T + cumulant(z, z2) * (forms + torch.outer(m, m)) + across * across.T
+
+
+def variance(scores: Scores, phi: Forms) -> Tensor:
+    """Return Var(z_t Φ_t) [T], the diagonal of :func:`covariance` at 1/T of its cost.
+
+    Args:
+        scores: of one parameter.
+        phi: Φ_t.
+
+    Returns:
+        The variances.
+    """
+    z, g = _Table(scores, True, pairs=False), _Table(phi, True, pairs=False)
+    m, own = phi.mean[:, None], (2 * phi.a.square().sum((1, 2)) + phi.b.square().sum(1))[:, None]
+    return (cumulant(z, g, z, g) + 2 * cumulant(z, z, g) * m + cumulant(z, z) * (own + m**2) + cumulant(z, g) ** 2)[:, 0]
+
+
+def square_products(scores: Scores, phi: Forms) -> Tensor:
+    """Return E[z_t² Φ_t] [T].
+
+    Args:
+        scores: of one parameter.
+        phi: Φ_t.
+
+    Returns:
+        The means.
+    """
+    z, g = _Table(scores, True, pairs=False), _Table(phi, True, pairs=False)
+    return (cumulant(z, z, g) + cumulant(z, z) * phi.mean[:, None])[:, 0]
 
 
 def baseline_products(scores: Scores, phi: Forms) -> tuple[Tensor, Tensor]:
