@@ -27,7 +27,7 @@ from varlab import checks
 from varlab.analysis import bias as bias_room
 from varlab.analysis.bias import LEAST_DRAWS, Equality, equality_test, equivalent, holm
 from varlab.analysis.blocks import CentredBlocks, effective_directions, pooled_variance
-from varlab.analysis.intervals import FISHER, LINEAR, Interval, degrees_of_freedom, jackknife_interval
+from varlab.analysis.intervals import FISHER, LINEAR, Interval, jackknife_interval, paired_ratio, positive_interval
 from varlab.analysis.targets import Truth, across, transformed, truth_of
 from varlab.types import Moments, Reference
 
@@ -72,7 +72,8 @@ def summarise(
 
     Returns:
         K rows with grad_norm, variance, variance_ratio (paired; to ``moments.comparator``), bias_sq, mse, nsr, cosine, each with
-        ``_low`` and ``_high``; bias_p_value, kurtosis, effective_directions; and flag, reasons joined by ``"; "``:
+        ``_low`` and ``_high``; bias_p_value, kurtosis, effective_directions, unbiased (as given); and flag, reasons joined by
+        ``"; "``:
         ``gradient-not-resolved`` (‖∇J‖² not positive at ``level``: nsr_high is inf, the cosine's interval [−1, 1] or from 0 on),
         ``reference-limited`` (tr Cov of the reference above a tenth of variance/n), ``zero-variance``,
         ``comparator-zero-variance`` (no ratio), ``cosine-undefined`` (N too large for a debiased ‖E g‖²), ``heavy-tails``
@@ -94,9 +95,9 @@ def summarise(
         compared = across(choice, truth) if target == "direction" else (choice, truth)
         gradient = Interval(*(math.sqrt(max(end, 0.0)) for end in truth.square_interval))
         _put(row, "grad_norm", math.sqrt(max(truth.square, 0.0)), gradient)
-        _put(row, "variance", variance, _positive(variance, [loo], level))
+        _put(row, "variance", variance, positive_interval(variance, [loo], level))
         if target == "gradient":
-            _put(row, "variance_ratio", *_ratio((variance, loo), comparator, k == moments.comparator, level))
+            _put(row, "variance_ratio", *paired_ratio((variance, loo), comparator, k == moments.comparator, level))
         else:  # in other units
             _put(row, "variance_ratio", math.nan, Interval(math.nan, math.nan))
         row |= _bias_rows(*compared, variance, loo, signs, size, level, row)
@@ -127,6 +128,7 @@ def summarise(
         if pilot_kurtosis is not None and n < TAIL_LIMIT * pilot_kurtosis[k]:
             flags.append("heavy-tails")
         row["flag"] = "; ".join(flags)
+        row["unbiased"] = unbiased is not None and bool(unbiased[k])
         for name in ("variance", "nsr"):  # of a unit so far
             row |= {end: moments.unit * row[end] for end in (name, f"{name}_low", f"{name}_high")}
         rows.append(row)
@@ -161,34 +163,6 @@ def _variance(choice: CentredBlocks, trace_m2: np.ndarray) -> tuple[float, np.nd
     value, loo = pooled_variance(choice.count, trace_m2, choice.dev_sq)
     rounding = 1e-26 * float(choice.mean @ choice.mean)
     return (0.0, np.zeros_like(loo)) if value <= rounding else (value, loo)
-
-
-def _positive(value: float, sources: list[np.ndarray], level: float) -> Interval:
-    """Log jackknife; [0, 0] for 0, and the linear jackknife cut at 0 where a leave-one-out value is 0."""
-    if value == 0:
-        return Interval(0.0, 0.0)
-    if all((x > 0).all() for x in sources):
-        return jackknife_interval(value, sources, level)
-    low, high = jackknife_interval(value, sources, level, LINEAR)
-    return Interval(max(low, 0.0), high)
-
-
-def _ratio(
-    own: tuple[float, np.ndarray], comparator: tuple[float, np.ndarray], itself: bool, level: float
-) -> tuple[float, Interval]:
-    """Paired ratio of variances, by the jackknife on its logarithm."""
-    if itself:
-        return 1.0, Interval(1.0, 1.0)
-    if comparator[0] == 0:
-        return math.nan, Interval(math.nan, math.nan)
-    value = own[0] / comparator[0]
-    if own[0] == 0 or not ((own[1] > 0).all() and (comparator[1] > 0).all()):
-        return value, Interval(0.0, 0.0 if own[0] == 0 else math.inf)
-    # Tails of both cancel in part, and with them what the blocks show of skewness and kurtosis. Chosen by simulation: half of
-    # the skewness where it narrows, and degrees of freedom between those of the ratio and of the heavier variance.
-    loo = own[1] / comparator[1]
-    shown, heavier = degrees_of_freedom(np.log(loo)), min(degrees_of_freedom(np.log(x[1])) for x in (own, comparator))
-    return value, jackknife_interval(value, [loo], level, inward=0.5, degrees=2.0 / (1.0 / shown + 1.0 / heavier))
 
 
 def _bias_rows(
@@ -249,7 +223,7 @@ def _nsr(variance: float, loo: np.ndarray, truth: Truth, row: Mapping, level: fl
     sources = [loo / truth.square]
     if truth.square_loo is not None:
         sources.append(variance / truth.square_loo)
-    return variance / truth.square, _positive(variance / truth.square, sources, level)
+    return variance / truth.square, positive_interval(variance / truth.square, sources, level)
 
 
 def _own_nsr(choice: CentredBlocks, variance: float, loo: np.ndarray, level: float) -> tuple[float, Interval]:
@@ -260,7 +234,7 @@ def _own_nsr(choice: CentredBlocks, variance: float, loo: np.ndarray, level: flo
     if not (square > 0 and (squares > 0).all()):
         value = variance / square if square > 0 else (math.inf if variance > 0 else math.nan)
         return value, Interval(0.0, math.inf)
-    return variance / square, _positive(variance / square, [loo / squares], level)
+    return variance / square, positive_interval(variance / square, [loo / squares], level)
 
 
 def _unbiased_cosine(row: Mapping, batch_size: float) -> tuple[float, Interval]:
