@@ -34,8 +34,9 @@ def efficiency_table(
     Returns:
         One row per Φ: phi, sampled_steps, branch_steps and fixed_steps (all per trajectory; branch_steps NaN in runs that did
         not count them by block, their sum then in fixed_steps), steps (their sum), work (variance × steps), efficiency (1/work),
-        relative_work (over that of ``relative_to``, paired: trajectories are shared), steps and work with ``_low`` and ``_high``,
-        relative_work too. relative_work is NaN for Φ in other units than ∇J (column ``target``).
+        relative_variance and relative_work (over that of ``relative_to``, paired: trajectories are shared), and the name
+        relative_to; steps, work and both ratios with ``_low`` and ``_high``. The ratios are NaN for Φ in other units than ∇J
+        (column ``target``).
 
     Raises:
         InputError: if the Φ to compare with is not among the choices.
@@ -53,18 +54,19 @@ def efficiency_table(
         fixed = (float(whole.loc[phi, "steps"]) - own.sum()) / n
         steps = (own.sum() / n + fixed, (own.sum() - own) / (n - count) + fixed)
         branch = np.nan if moments.charged is None else branches.sum() / n
-        found.append((branch, fixed, steps, (variance[0] * steps[0], variance[1] * steps[1])))
+        found.append((branch, fixed, steps, variance, (variance[0] * steps[0], variance[1] * steps[1])))
     rows = []
-    for k, (branch, fixed, steps, work) in enumerate(found):
+    for k, (branch, fixed, steps, variance, work) in enumerate(found):
         row = {"phi": names[k], "sampled_steps": moments.steps.sum() / n, "branch_steps": branch, "fixed_steps": fixed}
         for name, (value, loo) in (("steps", steps), ("work", work)):
             row[name] = value
             row[f"{name}_low"], row[f"{name}_high"] = positive_interval(value, [loo], level)
         row["efficiency"] = 1.0 / work[0] if work[0] > 0 else np.inf
-        same = {names[k], names[base]}
-        other = "target" in whole and whole.loc[list(same), "target"].fillna("gradient").nunique() > 1
-        other |= "target" in whole and whole.loc[names[k], "target"] == "direction" and k != base
-        ratio, ends = paired_ratio(work, found[base][3], k == base, level)
-        values = (np.nan,) * 3 if other else (ratio, *ends)
-        rows.append({**row, **dict(zip(("relative_work", "relative_work_low", "relative_work_high"), values, strict=True))})
+        kinds = [whole.loc[phi, "target"] if "target" in whole else "gradient" for phi in (names[k], names[base])]
+        other = k != base and (kinds[0] != kinds[1] or kinds[0] == "direction")
+        for name, mine, theirs in (("variance", variance, found[base][3]), ("work", work, found[base][4])):
+            ratio, ends = paired_ratio(mine, theirs, k == base, level)
+            values = (np.nan,) * 3 if other else (ratio, *ends)
+            row |= dict(zip((f"relative_{name}{end}" for end in ("", "_low", "_high")), values, strict=True))
+        rows.append({**row, "relative_to": names[base]})
     return pd.DataFrame(rows)

@@ -201,7 +201,8 @@ def choose(plan: pd.DataFrame, phi: str | None = None) -> pd.Series:
 
     Args:
         plan: rows of :func:`plan_table`.
-        phi: the Φ; the one that surely needs the fewest episodes if None.
+        phi: the Φ; if None the one that surely needs the fewest episodes, for ``ratio_width`` the one that needs the most, so
+            that every interval gets as short.
 
     Returns:
         Its row.
@@ -218,7 +219,8 @@ def choose(plan: pd.DataFrame, phi: str | None = None) -> pd.Series:
             "A number of episodes that reaches the target was expected, but the pilot bounds none from above; take a larger "
             "pilot, another Φ or an easier target."
         )
-    return plan.loc[sure.idxmin()]
+    widest = plan["target"].iloc[0] == "ratio_width"
+    return plan.loc[sure[np.isfinite(sure)].idxmax() if widest else sure.idxmin()]
 
 
 def _sure(plan: pd.DataFrame) -> pd.Series:
