@@ -7,7 +7,7 @@ both at once. It takes choices of different measurements too, such as two discou
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,7 +88,9 @@ def squared_errors(moments: Moments, reference: Reference, sizes: Sequence[float
     return out
 
 
-def squared_error_at(moments: Moments, k: int, reference: Reference, relative: bool = False) -> Callable[[float], Estimate]:
+def squared_error_at(
+    moments: Moments, k: int, reference: Reference, relative: bool = False, unbiased: bool = False
+) -> Callable[[float], Estimate]:
     """Return MSE_N of one choice as a function of N.
 
     Args:
@@ -96,6 +98,7 @@ def squared_error_at(moments: Moments, k: int, reference: Reference, relative: b
         k: the choice.
         reference: ∇J with blocks of its own, or exact.
         relative: whether to divide by ‖∇J‖², debiased for the reference's error.
+        unbiased: whether E g = ∇J by proof: MSE_N is then variance/N, sharper than with an estimated bias.
 
     Returns:
         Batch size N in trajectories → estimate.
@@ -121,6 +124,9 @@ def squared_error_at(moments: Moments, k: int, reference: Reference, relative: b
 
     def at(size: float) -> Estimate:
         found = _estimate(choice, variance, grad, blocks, size / moments.unit)
+        if unbiased:
+            value, own = (moments.unit * x / size for x in variance)
+            found = Estimate(value, own, None if found.other is None else np.full_like(found.other, value))
         if not relative:
             return found
         return Estimate(found.value / square, found.own / square, None if found.other is None else found.other / squares)
@@ -129,7 +135,12 @@ def squared_error_at(moments: Moments, k: int, reference: Reference, relative: b
 
 
 def error_table(
-    moments: Moments, reference: Reference, sizes: Sequence[float], relative: bool = True, level: float = 0.95
+    moments: Moments,
+    reference: Reference,
+    sizes: Sequence[float],
+    relative: bool = True,
+    unbiased: Collection[str] = (),
+    level: float = 0.95,
 ) -> pd.DataFrame:
     """Tabulate MSE_N of every choice, with the numbers that its name sets.
 
@@ -138,6 +149,7 @@ def error_table(
         reference: ∇J with blocks of its own, or exact.
         sizes: batch sizes N, in trajectories.
         relative: whether to divide by ‖∇J‖².
+        unbiased: names of the choices with E g = ∇J by proof; see :func:`squared_error_at`.
         level: coverage.
 
     Returns:
@@ -146,7 +158,8 @@ def error_table(
     """
     rows = []
     for k, phi in enumerate(moments.names):
-        at, lam = squared_error_at(moments, k, reference, relative), re.search(r"lam=([0-9.eE+-]+)", phi)
+        lam = re.search(r"lam=([0-9.eE+-]+)", phi)
+        at = squared_error_at(moments, k, reference, relative, phi in unbiased)
         for size in sizes:
             found = at(size)
             ends = found.interval(level)

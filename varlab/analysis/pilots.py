@@ -23,7 +23,7 @@ from varlab.types import Moments, Reference
 
 TARGETS = ("cosine", "relative_mse", "ratio_width")
 #: Batch sizes between which an answer is looked for.
-SMALLEST, LARGEST = 1e-6, 1e15
+SMALLEST, LARGEST = 1e-4, 1e12
 #: Settings that the command of a full run replaces.
 REPLACED = ("n", "batch_size", "seed", "reference.seed", "out")
 
@@ -130,7 +130,7 @@ def _least(meets: Callable[[float], bool]) -> float:
         return math.inf
     if meets(SMALLEST):
         return 0.0
-    while high - low > 1e-10:
+    while high - low > 1e-9:
         middle = 0.5 * (low + high)
         low, high = (low, middle) if meets(math.exp(middle)) else (middle, high)
     return math.exp(high)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from varlab import checks, storage
-from varlab.analysis import estimates, tables
+from varlab.analysis import estimates, marks, tables
 from varlab.analysis import style as styles
 from varlab.analysis.efficiency import efficiency_table
 from varlab.analysis.layers import layer_table
@@ -61,11 +61,13 @@ def _layers(folders: Sequence[str]) -> pd.DataFrame:
 def _errors(folders: Sequence[str], sizes: Sequence[float] = SIZES) -> pd.DataFrame:
     summary, moments, references, _ = storage.read_run(folders[0])
     kinds = summary.drop_duplicates("phi").set_index("phi").get("target", pd.Series(dtype=str))
-    parts = [
-        error_table(moments, reference, sizes).assign(objective=objective)
-        for objective, reference in references.items()
-        if not summary.loc[summary["objective"] == objective, "flag"].astype(str).str.contains("gradient-not-resolved").any()
-    ]
+    sizes = [size for size in sizes if size <= moments.n]  # beyond n the error of the estimated bias is all there is to see
+    parts = []
+    for objective, reference in references.items():
+        rows = summary[summary["objective"] == objective]
+        if not rows["flag"].astype(str).str.contains("gradient-not-resolved").any():
+            proven = rows.loc[rows["unbiased"].isin([True]), "phi"].tolist() if "unbiased" in rows else []
+            parts.append(error_table(moments, reference, sizes, unbiased=proven).assign(objective=objective))
     if not parts:
         raise checks.InputError(
             f"A gradient that stands out from its error was expected in {folders[0]}, but it is not resolved; raise n or "
@@ -133,14 +135,14 @@ def draw_efficiency(table: pd.DataFrame, style: object = None) -> styles.Figure:
 def draw_tails(table: pd.DataFrame, style: object = None) -> styles.Figure:
     """Draw kurtosis, tail index and what the largest gradients contribute."""
     panels = {
-        "kurtosis": r"kurtosis of $\Vert g-\bar g\Vert$", "tail_index": r"tail index $\alpha$ of $\Vert g-\bar g\Vert$",
+        "kurtosis": "kurtosis", "tail_index": r"tail index $\alpha$ of $\Vert g-\bar g\Vert$",
         "top_share": r"share of the largest 1 % in $\sum\Vert g-\bar g\Vert^2$", "largest_ratio": "share of the largest one",
     }  # fmt: skip
     rows = _stacked(table, panels)
     figure = estimates.draw(rows[np.isfinite(rows["value"])], style, log="x")
     for ax in figure.axes:
         if ax.get_title() == panels["tail_index"] and ax.get_xlim()[0] < FOURTH_MOMENT < ax.get_xlim()[1]:
-            ax.axvline(FOURTH_MOMENT, color="#8a8a8a", linestyle="--", linewidth=0.8, zorder=1)
+            ax.axvline(FOURTH_MOMENT, color=marks.GREY, linestyle="--", linewidth=0.8, zorder=1)
     return figure
 
 
@@ -152,9 +154,10 @@ def draw_layers(table: pd.DataFrame, style: object = None) -> styles.Figure:
         parts.append(_stacked(part, {"share": title}))
     rows = pd.concat(parts)
     figure = estimates.draw(rows[rows["value"] > 0], style, xlabel=r"share of tr Cov $\hat g$", log="x", columns=3)
-    limits = np.array([ax.get_xlim() for ax in figure.axes])
-    for ax in figure.axes:
-        ax.set_xlim(limits[:, 0].min(), min(limits[:, 1].max(), 1.6))
+    values = {float(v) for c in ("value", "value_low", "value_high") for v in rows[c] if v > 0}
+    with styles.context(style):
+        for ax in figure.axes:
+            marks.log(ax, "x", values)
     return figure
 
 
@@ -195,6 +198,7 @@ def _source(name: str) -> str:
 def draw_slopes(table: pd.DataFrame, style: object = None) -> styles.Figure:
     """Draw the fitted slope of every Φ."""
     setting = styles.SETTINGS.get(table["x"].iloc[0], str(table["x"].iloc[0]).replace("_", " "))
+    setting = setting.split()[-1] if "$" in setting else setting  # the symbol alone
     keys = [c for c in table.columns[: list(table.columns).index("phi")] if table[c].nunique(dropna=False) > 1]
     table = table.assign(panel=[", ".join(map(str, v)).replace("_", " ") for v in table[keys].to_numpy()] if keys else "")
     parts = [_stacked(part, {"slope": title}) for title, part in table.groupby("panel", sort=False)]
