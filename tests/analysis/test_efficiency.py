@@ -102,13 +102,13 @@ def test_intervals_cover_and_wrong_ones_do_not():
     """Work 5 for the first; 4 (15 + 1000/n) for the second, whose ratio is the variance's times that of the costs."""
     rng, hits = np.random.default_rng(0), np.zeros(4)
     second = 4 * (15 + 1000 / 2000)
-    for _ in range(300):
+    for _ in range(200):
         a, b = efficiency_table(*lengths_and_gradients(rng)).to_dict("records")
         for i, (row, name, truth) in enumerate(
             [(a, "work", 5.0), (b, "work", second), (b, "relative_work", second / 5), (b, "relative_work", 4.0)]
         ):
             hits[i] += row[f"{name}_low"] < truth < row[f"{name}_high"]
-    assert (abs(hits[:3] / 300 - 0.95) < 0.038).all(), hits
+    assert (abs(hits[:3] / 200 - 0.95) < 0.047).all(), hits
     assert hits[3] == 0  # negative control: the ratio of variances alone
 
 

@@ -159,6 +159,15 @@ def test_a_gradient_that_is_not_resolved_bounds_nothing():
         pilots.choose(pilots.plan_table(summary, m, references, "cosine", 0.5))
 
 
+def test_what_has_not_varied_yet_decides_nothing(world):
+    result, _ = world
+    still = result.summary.assign(flag=["zero-variance", "", ""], nsr=0.0, cosine=1.0, cosine_low=1.0, cosine_high=1.0)
+    plan = pilots.plan_table(still, result.moments, result.references, "cosine", 0.9)
+    assert plan["episodes_high"][0] == math.inf and pilots.choose(plan)["phi"] != PHI[0]
+    found = pilots.check_table(still, result.moments, result.references, "cosine", 0.9)["outcome"]
+    assert found.tolist() == ["undecided", "met", "met"]
+
+
 # ---- the check
 
 

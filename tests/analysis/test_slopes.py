@@ -78,6 +78,13 @@ def test_a_sweep_gives_one_slope_for_every_phi():
     assert slope_table(sweep(seed=7).drop_duplicates(["phi", "horizon"]))["shared_seed"].all()
 
 
+def test_a_phi_without_variance_has_no_slope_and_spares_the_others():
+    table = sweep()
+    table.loc[(table["phi"] == "advantage") & (table["horizon"] == 10), ["variance", "variance_low", "variance_high"]] = 0.0
+    found = slope_table(table).set_index("phi")
+    assert np.isnan(found.loc["advantage", "slope"]) and found.loc["total_return", "slope"] == pytest.approx(2.0)
+
+
 def test_another_setting_parts_the_table():
     two = pd.concat([sweep(), sweep(gamma=0.9, run="g")], ignore_index=True)
     assert len(slope_table(two)) == 4 and set(slope_table(two)["gamma"]) == {1.0, 0.9}

@@ -53,7 +53,9 @@ def plan_table(
     _check(target, value)
     rows = []
     for row in summary.to_dict("records"):
-        if target == "ratio_width":
+        if "zero-variance" in str(row["flag"]).split("; "):
+            number = (0.0, 0.0, math.inf)  # where nothing varied yet, nothing bounds what may
+        elif target == "ratio_width":
             number = (_for_ratio(row, value), math.nan, math.nan)
         elif _unbiased(row):
             number = _for_nsr(row, target, value)
@@ -151,8 +153,8 @@ def check_table(
     Returns:
         One row per Φ and objective: phi, objective, target, value, n, batch_size, found, found_low, found_high, realised (the
         cosine, or the squared distance over ‖∇J‖², of this run's own mean over all n trajectories, one draw) and outcome: ``met``
-        where the whole 95 % interval is on the target's side, ``missed`` where none of it is, else ``undecided``. A width is a
-        number without interval.
+        where the whole 95 % interval is on the target's side, ``missed`` where none of it is, else ``undecided``, as
+        is a Φ flagged ``zero-variance``. A width is a number without interval.
     """
     _check(target, value)
     rows = []
@@ -166,6 +168,8 @@ def check_table(
             realised = _realised(moments, moments.names.index(row["phi"]), reference, target)
         above = target == "cosine"
         worse, better = (found[1], found[2]) if above else (found[2], found[1])
+        if "zero-variance" in str(row["flag"]).split("; "):
+            worse = math.nan  # met so far, but an interval without width is none
         met, missed = (worse >= value, better < value) if above else (worse <= value, better > value)
         kept = {c: row[c] for c in ("phi", "objective", "n", "batch_size")}
         kept |= {"target": target, "value": value, "realised": realised}

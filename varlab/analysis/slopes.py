@@ -104,8 +104,9 @@ def slope_table(table: pd.DataFrame, x: str = "horizon", y: str = "variance", le
 
     Returns:
         One row per Φ and per value of every other setting that varies: these, points, slope, slope_low, slope_high, intercept,
-        misfit_p_value and shared_seed: whether two values of ``x`` used one seed. Their errors may then be correlated, which the
-        interval does not know of; give each value a seed of its own for an interval that covers.
+        misfit_p_value (NaN where some value or end of an interval is not positive and finite) and shared_seed: whether two values
+        of ``x`` used one seed. Their errors may then be correlated, which the interval does not know of; give each value a seed
+        of its own for an interval that covers.
 
     Raises:
         InputError: if the table lacks a column, or two averaged runs share a sampled reference that the quantity refers to.
@@ -123,7 +124,8 @@ def slope_table(table: pd.DataFrame, x: str = "horizon", y: str = "variance", le
         at = sorted(cell[x].unique())
         if len(at) < 2:
             continue
-        found = fitted_slope(at, *np.array(places).T, level)
+        resolved = all(np.isfinite(place).all() for place in places)
+        found = fitted_slope(at, *np.array(places).T, level) if resolved else Slope(*[np.nan] * 5)
         shared = "seed" in cell and cell.groupby("seed")[x].nunique().max() > 1
         said = {"slope": found.value, "slope_low": found.low, "slope_high": found.high, "intercept": found.intercept}
         said |= {"misfit_p_value": found.misfit_p_value, "shared_seed": bool(shared)}
@@ -135,11 +137,14 @@ def slope_table(table: pd.DataFrame, x: str = "horizon", y: str = "variance", le
 
 def _pooled(part: pd.DataFrame, y: str) -> tuple[float, float, float]:
     """Return the geometric mean of runs that differ in seed alone, with its interval."""
-    if len(part) > 1 and not tables.poolable(part, y):
+    if len(part) > 1 and (part[y] > 0).all() and not tables.poolable(part, y):
         raise checks.InputError(
-            f"Independent positive runs were expected, but {y} of {part['phi'].iloc[0]} has runs that share a sampled reference "
-            "or are not positive; give each run its own reference.seed, or fit the variance."
+            f"Independent runs were expected, but {y} of {part['phi'].iloc[0]} has runs that share a sampled reference; give "
+            "each run its own reference.seed, or fit the variance."
         )
-    value, low, high = (np.log(part[c].to_numpy(dtype=np.float64)) for c in (y, f"{y}_low", f"{y}_high"))
+    numbers = [part[c].to_numpy(dtype=np.float64) for c in (y, f"{y}_low", f"{y}_high")]
+    if not all((np.isfinite(v) & (v > 0)).all() for v in numbers):
+        return (np.nan,) * 3
+    value, low, high = (np.log(v) for v in numbers)
     down, up = (np.sqrt(np.square(h).sum()) / len(part) for h in (value - low, high - value))
     return float(np.exp(value.mean())), float(np.exp(value.mean() - down)), float(np.exp(value.mean() + up))
