@@ -167,11 +167,16 @@ def _resolved(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["value"] > 0]
 
 
+def _valued(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with their mean squared errors as the values to draw."""
+    return rows.assign(value=rows["mse"], value_low=rows["mse_low"], value_high=rows["mse_high"])
+
+
 def draw_errors(table: pd.DataFrame, style: object = None) -> styles.Figure:
     """Draw MSE_N/‖∇J‖² of every Φ against N."""
     names = styles.order(table["phi"])
     rows = table.assign(label=table["phi"].map(_label), x=table["batch_size"], rank=table["phi"].map(names.index))
-    rows = rows.rename(columns={"mse": "value", "mse_low": "value_low", "mse_high": "value_high"}).sort_values(["rank", "x"])
+    rows = _valued(rows).sort_values(["rank", "x"])
     if table["objective"].nunique() > 1:
         rows["panel"] = table["objective"].map({"J_1": "$J$", "J_gamma": r"$J_\gamma$"})
     labels = {"xlabel": "batch size $N$ (trajectories)", "ylabel": r"MSE$_N$ / $\Vert\nabla J\Vert^2$"}
@@ -185,7 +190,7 @@ def draw_lambdas(table: pd.DataFrame, style: object = None) -> styles.Figure:
     if told:
         rows["panel"] = ["values " + _source(v) if told == ["values_source"] else ", ".join(map(str, v)).replace("_", " ")
                          for v in (table["values_source"] if told == ["values_source"] else table[told].to_numpy())]  # fmt: skip
-    rows = rows.rename(columns={"mse": "value", "mse_low": "value_low", "mse_high": "value_high"})
+    rows = _valued(rows)
     return estimates.draw(_resolved(rows), style, log="y", xlabel=r"$\lambda$", ylabel=r"MSE$_N$ / $\Vert\nabla J\Vert^2$")
 
 
