@@ -11,6 +11,7 @@ from torch.distributions import Categorical
 
 import varlab
 from varlab import envs
+from varlab.analysis.intervals import positive_interval, share_interval
 from varlab.analysis.layers import layer_table
 from varlab.checks import InputError
 from varlab.types import Moments
@@ -115,3 +116,17 @@ def test_traces_alone_and_foreign_layers_are_refused():
         layer_table(m, {})
     with pytest.raises(InputError, match="Layers of 2 entries"):
         layer_table(m, {"a": 3})
+
+
+def test_intervals_leave_each_block_out_of_layer_and_whole():
+    m = gaussian_moments(np.random.default_rng(5), np.array([1.0, 2.0, 0.5]), blocks=12)
+    names, layers = [k for k, v in vars(m).items() if isinstance(v, np.ndarray)], {"a": 1, "b": 2}
+    table = layer_table(m, layers)
+    without = [layer_table(replace(m, **{k: np.delete(getattr(m, k), b, 0) for k in names}), layers) for b in range(12)]
+    for i, row in table.iterrows():
+        assert (row["share_low"], row["share_high"]) == pytest.approx(
+            share_interval(row["share"], [np.array([t["share"][i] for t in without])]), rel=1e-10
+        )
+        assert (row["variance_low"], row["variance_high"]) == pytest.approx(
+            positive_interval(row["variance"], [np.array([t["variance"][i] for t in without])]), rel=1e-10
+        )
