@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
     """Draw studies, or find runs, gather them, draw, save."""
     # Imported here so that --help stays quick.
     from varlab import storage
-    from varlab.analysis import figures, tables
+    from varlab.analysis import captions, figures, run_analyses, tables
     from varlab.studies import learning_curves
 
     style = OmegaConf.to_container(cfg.style, resolve=True)
@@ -60,6 +60,12 @@ def main(cfg: DictConfig) -> None:
     else:
         running, cosine = tables.gather_convergence(table["run"].unique())
         written = figures.save_all(table, running, cosine, cfg.out, style, command)
+    for name, analysis, group, rows in run_analyses.analyses(list(cfg.also), list(table["run"].unique())):
+        text = captions.caption(name, table[table["run"].isin(group)], command, analysis.caption)
+        written += figures.save(analysis.draw(rows, style), cfg.out, name, text, style)
+        with storage.atomic(Path(cfg.out) / f"{name}.csv") as part:
+            rows.to_csv(part, index=False)
+        written.append(Path(cfg.out) / f"{name}.csv")
     written += tables.save(table, cfg.out)
     print(f"Gathered {table['run'].nunique()} runs from {', '.join(paths)}; written:", *written, sep="\n  ")
 

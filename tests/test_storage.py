@@ -30,7 +30,7 @@ def make_moments(per_parameter=True, blocks=4, choices=("total_return", "gae(lam
         block_id=np.arange(blocks), count=np.full(blocks, 10), mean=draw(size=(*shape, size)), trace_m2=draw(size=shape) ** 2,
         m2=draw(size=(*shape, size)) ** 2 if per_parameter else None, cross=draw(size=shape), m4=draw(size=shape) ** 4,
         m2c=draw(size=shape) ** 2, steps=np.full(blocks, 77), names=tuple(choices), comparator=1,
-        low=draw(size=(*shape, size)).astype(np.float32),
+        low=draw(size=(*shape, size)).astype(np.float32), charged=np.arange(blocks * len(choices)).reshape(shape),
     )  # fmt: skip
 
 

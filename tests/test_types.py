@@ -148,3 +148,9 @@ def test_layout_spreads_n_evenly_over_blocks_and_parts(n, blocks, part_size):
 def test_a_reference_without_blocks_is_exact():
     exact = Reference(np.zeros(2), None, None, 0.0, "exact", 0, "J_1")
     assert exact.exact and not replace(exact, block_mean=np.zeros((5, 2))).exact
+
+
+def test_merge_keeps_the_steps_of_branches_where_both_know_them():
+    a, b = (replace(moments(ids), charged=np.array(ids)[:, None] * [3, 5]) for ids in ([4, 0], [2]))
+    assert a.merge(b).charged.tolist() == [[0, 0], [6, 10], [12, 20]]
+    assert a.merge(moments([2])).charged is None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from varlab import estimators
+from varlab import estimators, policies
 from varlab.analysis.moments import Block, collect, keep_per_parameter
 from varlab.analysis.statistics import summarise
 from varlab.envs.base import Environment
@@ -49,6 +49,7 @@ class Result:
         wall: seconds.
         critic: fitted V_φ and Q_φ, or None.
         trajectories: per-trajectory scalars, or None where a sink took them.
+        layers: name of each parameter tensor of the policy → its entries, in the order of θ.
     """
 
     summary: pd.DataFrame
@@ -61,6 +62,7 @@ class Result:
     wall: float
     critic: Critic | None = None
     trajectories: pd.DataFrame | None = None
+    layers: Mapping[str, int] = field(default_factory=dict)
 
 
 def measure(
@@ -168,6 +170,7 @@ def run(
         wall=time.perf_counter() - began,
         critic=job.critic,
         trajectories=pd.concat(kept, ignore_index=True) if kept else None,
+        layers={name: p.numel() for name, p in policies.parameters(job.policy).items()},
     )
 
 
@@ -183,19 +186,21 @@ def _rollout(job: Preparation, pilot: Pilot, references: Mapping[str, Reference]
     layout, unit = Layout(n, BLOCKS, job.part_size(n, pilot.mean_length, saved=job.snapshots), unit=job.unit), job.unit
     directions = torch.stack([torch.from_numpy(r.grad) for r in references.values()]).to(job.device)
     blocks = [Block(pilot.center, directions, comparator, per_parameter) for _ in range(BLOCKS)]
-    done = 0
+    done, charged = 0, np.zeros((BLOCKS, len(labels)), dtype=np.int64)
     same = {"cut": options["cut"], "device": job.device, "group": job.group, "snapshots": job.snapshots}
     for b, traj in parts(job.env, job.behaviour, layout, Streams(job.seed), "rollout", **same):
         norm_sq = torch.empty(len(traj) // unit, len(labels), dtype=torch.float64, device=job.device)
         dot = norm_sq.new_empty(*norm_sq.shape, len(references))
+        before = np.array(job.value_steps())
         for index, scores, phi in job.chunks(job.terms(traj)):
             norm_sq[index], dot[index] = blocks[b].add(scores, phi)
             job.check_gradient(norm_sq[index], index, "trajectory" if unit == 1 else "unit", done // unit)
         blocks[b].steps += traj.cost
+        charged[b] += np.array(job.value_steps()) - before
         sink(_scalars(traj, b, done, norm_sq, dot, labels, tuple(references), job.gamma, unit))
         done += len(traj)
         job.progress("rollout", done, n)
-    moments = collect(blocks, labels, comparator=comparator, unit=unit)
+    moments = collect(blocks, labels, comparator=comparator, unit=unit, charged=charged)
     job.steps["rollout"] = int(moments.steps.sum())
     if job.snapshots:
         job.steps["branch"] += job.source.steps

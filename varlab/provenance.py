@@ -78,6 +78,7 @@ def provenance(result: Any, seeds: Mapping[str, int], command: Sequence[str]) ->
         "steps": dict(result.steps),
         "notes": list(result.notes),
         "settings": dict(result.settings),
+        "layers": dict(getattr(result, "layers", {})),  # a training run has none
     }
 
 

@@ -23,7 +23,7 @@ COLUMNS = (
     "seed", "values_source", "batch_size", "cut", "at_cut", "dtype", "device", "mse_low", "mse_high", "nsr_low", "nsr_high",
     "cosine", "cosine_low", "cosine_high", "grad_norm_low", "grad_norm_high", "exact_bias_sq", "exact_nsr", "flag",
     "reference_digest", "digest", "effective_directions", "reference_seed", "numerics", "target", "group_size", "groups",
-    "shared_start", "behaviour",
+    "shared_start", "behaviour", "unbiased",
 )  # fmt: skip
 
 

@@ -226,6 +226,8 @@ class Moments:
         names: the K choices.
         comparator: index of the comparator among the K.
         unit: trajectories of one unit: "each g_i" above is the gradient of a unit, the mean over its trajectories.
+        charged: [B, K] environment steps that branches of each choice's values took in each block, or None where unknown; what is
+            spent once, such as a critic's data, is not among them.
         low: [B, K, P] float32, what float64 left out of ``mean``: mean + low keeps the digits of the spread where a mean is
             many spreads from 0. None: nothing.
     """
@@ -243,6 +245,7 @@ class Moments:
     comparator: int = 0
     low: np.ndarray | None = None
     unit: int = 1
+    charged: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -293,7 +296,7 @@ class Moments:
             self,
             block_id=block_id[order],
             **{k: join(getattr(self, k), getattr(other, k)) for k in always},
-            **{k: join_if_both(getattr(self, k), getattr(other, k)) for k in ("m2", "low")},
+            **{k: join_if_both(getattr(self, k), getattr(other, k)) for k in ("m2", "low", "charged")},
         )
 
 

@@ -8,7 +8,7 @@ from finite_worlds import random_logits, random_mdp
 
 import varlab
 from varlab import envs, policies
-from varlab.analysis.mse import Estimate, ratio, squared_errors
+from varlab.analysis.mse import Estimate, error_table, ratio, squared_error_at, squared_errors
 from varlab.checks import InputError
 from varlab.values import FunctionValues
 
@@ -89,3 +89,48 @@ def test_a_value_below_zero_has_an_interval_too():
     x = np.linspace(-1.0, 1.0, 20)
     low, high = Estimate(-0.1, -0.1 + 0.01 * x).interval()
     assert low < -0.1 < high
+
+
+def test_relative_errors_are_over_the_debiased_square_and_leave_blocks_out_of_both(result):
+    _, _, found = result
+    moments, reference = found.moments, found.references["J_1"]
+    at, plain = (squared_error_at(moments, 0, reference, relative=r) for r in (True, False))
+    square = found.summary["grad_norm"].iloc[0] ** 2
+    assert at(30).value == pytest.approx(plain(30).value / square, rel=1e-10)
+    np.testing.assert_allclose(at(30).own, plain(30).own / square, rtol=1e-10)
+    if reference.block_mean is None:
+        assert at(30).other is None
+        return
+    for b in (0, 31):
+        count, means = np.delete(np.asarray(reference.block_count), b), np.delete(reference.block_mean, b, 0)
+        less = replace(reference, block_count=count, block_mean=means, grad=count @ means / count.sum())
+        assert at(30).other[b] == pytest.approx(squared_error_at(moments, 0, less, relative=True)(30).value, rel=1e-9)
+
+
+def test_an_unbiased_choice_has_the_noise_to_signal_ratio_over_n(result):
+    _, _, found = result
+    row = found.summary.iloc[2]  # λ = 1 is unbiased whatever V is
+    at = squared_error_at(found.moments, 2, found.references["J_1"], relative=True, unbiased=True)
+    low, high = at(40).interval()
+    assert (at(40).value, low, high) == pytest.approx((row.nsr / 40, row.nsr_low / 40, row.nsr_high / 40), rel=1e-10)
+
+
+def test_a_table_names_lambda_and_the_best_choice(result):
+    env, policy, found = result
+    table = error_table(found.moments, found.references["J_1"], SIZES, unbiased=[PHI[2]])
+    assert table["lam"].tolist() == [0.0, 0.0, 0.9, 0.9, 1.0, 1.0]
+    truth = varlab.exact(env, policy, PHI, values=wrong(env))
+    square = (truth.gradient**2).sum()
+    for size, part in table.groupby("batch_size"):
+        assert part["best"].sum() == 1 and part.loc[part["mse"].idxmin(), "best"]
+        np.testing.assert_allclose(part["mse"], (truth.bias_sq + truth.variance / size) / square, rtol=0.25)
+        assert (part["mse_low"] < part["mse"]).all() and (part["mse"] < part["mse_high"]).all()
+
+
+def test_a_gradient_lost_in_the_reference_has_no_relative_error(result):
+    _, _, found = result
+    reference = found.references["J_1"]
+    noise = np.random.default_rng(0).standard_normal((50, len(reference.grad)))
+    lost = replace(reference, grad=0 * reference.grad, block_mean=noise - noise.mean(0), block_count=np.full(50, 10))
+    with pytest.raises(InputError, match="reference.n"):
+        squared_error_at(found.moments, 0, lost, relative=True)

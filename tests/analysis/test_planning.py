@@ -68,3 +68,19 @@ def test_episodes_for_mse():
 def test_impossible_questions_are_refused(call):
     with pytest.raises(InputError, match="must lie"):
         call()
+
+
+def test_trajectories_for_ratio_gives_that_width():
+    """Half widths of the logarithm shrink as n^−½: at the answer they span the width exactly."""
+    n, r, low, high = 1000, 0.3, 0.25, 0.4
+    for width in (0.2, 0.15, 0.02, 1e-3):
+        more = planning.trajectories_for_ratio(width, n, r, low, high)
+        s = math.sqrt(n / more)
+        assert r * (high / r) ** s - r * (low / r) ** s == pytest.approx(width, rel=1e-10)
+    assert planning.trajectories_for_ratio(high - low, n, r, low, high) == pytest.approx(n, rel=1e-10)
+    small = planning.trajectories_for_ratio(1e-5, n, r, low, high)
+    assert small == pytest.approx(n * (r * math.log(high / low) / 1e-5) ** 2, rel=1e-3)  # linear there
+    assert planning.trajectories_for_ratio(0.1, n, 1.0, 1.0, 1.0) == 0.0
+    assert planning.trajectories_for_ratio(0.1, n, 1.0, 0.0, 2.0) == math.inf
+    with pytest.raises(InputError, match="must lie"):
+        planning.trajectories_for_ratio(0.1, n, 0.3, 0.35, 0.4)

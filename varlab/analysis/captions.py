@@ -43,7 +43,7 @@ def caption(kind: str, summary: pd.DataFrame, command: str | None = None, note: 
     """Return the caption of a saved figure.
 
     Args:
-        kind: a key of :data:`DRAWN`.
+        kind: a key of :data:`DRAWN`, or another name whose figure ``note`` describes.
         summary: the rows that the figure's numbers come from.
         command: the command that drew it or measured it.
         note: a further sentence.
@@ -51,7 +51,7 @@ def caption(kind: str, summary: pd.DataFrame, command: str | None = None, note: 
     Returns:
         Markdown.
     """
-    lines = [MARK, " ".join(part for part in (DRAWN[kind], note, INTERVAL) if part), ""]
+    lines = [MARK, " ".join(part for part in (DRAWN.get(kind, ""), note, INTERVAL) if part), ""]
     keys = [
         c
         for c in ("env", "policy", "theta", "gamma", "discount_weighting", "horizon", "n", "seed", "objective", "digest")

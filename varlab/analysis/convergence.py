@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,6 +141,24 @@ def cosine_table(moments: Moments, references: Mapping[str, Reference], summary:
         "phi", "objective", "kind", "batch_size", "groups", "cosine", "cosine_low", "cosine_high", "effective_directions", "note",
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=columns)
+
+
+def cosine_at(
+    moments: Moments, k: int, reference: Reference, resolved: bool = True
+) -> Callable[[float], tuple[float, float, float]]:
+    """Return the closed form of :func:`cosine_table` for one choice.
+
+    Args:
+        moments: B blocks of K choices.
+        k: the choice.
+        reference: of its objective.
+        resolved: whether ‖∇J‖² is positive at the level of the intervals; if not they are [−1, 1].
+
+    Returns:
+        Batch size N in trajectories → ρ_N and both ends of its 95 % interval, NaN where a debiased square is not positive.
+    """
+    pieces, drops = _pieces(moments, k, reference)
+    return lambda size: _cosine(pieces, drops, size, resolved)
 
 
 def reference_error(reference: Reference) -> float:

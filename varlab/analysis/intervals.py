@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 
 from varlab import checks
 
@@ -41,6 +41,9 @@ LOG = Scale(np.log, np.exp)
 
 FISHER = Scale(np.arctanh, np.tanh)
 """Fisher's z, for cosines strictly between −1 and 1."""
+
+LOGIT = Scale(special.logit, special.expit)
+"""Log odds, for shares strictly between 0 and 1."""
 
 LINEAR = Scale(lambda x: x, lambda x: x)
 """No change of variable."""
@@ -213,38 +216,57 @@ def jackknife_interval(
     return Interval(float(scale.inverse(centre - se * low)), float(scale.inverse(centre - se * high)))
 
 
-def positive_interval(value: float, sources: list[np.ndarray], level: float) -> Interval:
-    """Return the log jackknife's interval; [0, 0] for 0, and the linear one cut at 0 where a leave-one-out value is 0.
+def positive_interval(value: float, sources: Sequence[ArrayLike], level: float = 0.95) -> Interval:
+    """Return the jackknife interval of a statistic that is not negative, on the logarithm.
 
     Args:
-        value: the statistic, 0 or more.
-        sources: [B] its leave-one-block-out values over each independent set of blocks.
+        value: the statistic.
+        sources: as :func:`jackknife_interval` takes them.
         level: coverage.
 
     Returns:
-        The interval.
+        Both ends; [0, 0] for 0, and the linear jackknife cut at 0 where a leave-one-out value is 0.
     """
     if value == 0:
         return Interval(0.0, 0.0)
-    if all((x > 0).all() for x in sources):
+    if all((np.asarray(x) > 0).all() for x in sources):
         return jackknife_interval(value, sources, level)
     low, high = jackknife_interval(value, sources, level, LINEAR)
     return Interval(max(low, 0.0), high)
 
 
-def ratio_interval(
-    own: tuple[float, np.ndarray], comparator: tuple[float, np.ndarray], itself: bool, level: float
-) -> tuple[float, Interval]:
-    """Return a paired ratio of variances and its interval, by the jackknife on its logarithm.
+def share_interval(value: float, sources: Sequence[ArrayLike], level: float = 0.95) -> Interval:
+    """Return the jackknife interval of a share of a whole, on its log odds.
 
     Args:
-        own: the variance and [B] its leave-one-block-out values.
-        comparator: the same of what it is divided by, over the same blocks.
-        itself: whether both are one.
+        value: the share, between 0 and 1.
+        sources: as :func:`jackknife_interval` takes them.
         level: coverage.
 
     Returns:
-        The ratio (nan over 0) and its interval.
+        Both ends; the linear jackknife cut at 0 and 1 where a value is 0 or 1, both ends NaN for a share that is NaN.
+    """
+    if np.isnan(value):
+        return Interval(np.nan, np.nan)
+    if all(((np.asarray(x) > 0) & (np.asarray(x) < 1)).all() for x in [[value], *sources]):
+        return jackknife_interval(value, sources, level, LOGIT)
+    low, high = jackknife_interval(value, sources, level, LINEAR)
+    return Interval(max(low, 0.0), min(high, 1.0))
+
+
+def paired_ratio(
+    own: tuple[float, np.ndarray], comparator: tuple[float, np.ndarray], itself: bool = False, level: float = 0.95
+) -> tuple[float, Interval]:
+    """Return the ratio of two positive statistics of the same blocks, with the jackknife interval of its logarithm.
+
+    Args:
+        own: numerator, and [B] its values without each block.
+        comparator: denominator, likewise.
+        itself: whether both are the same statistic.
+        level: coverage.
+
+    Returns:
+        The ratio and its interval; NaN where the denominator is 0.
     """
     if itself:
         return 1.0, Interval(1.0, 1.0)

@@ -137,7 +137,12 @@ class Block:
 
 
 def collect(
-    blocks: Sequence[Block], names: tuple[str, ...], first_block: int = 0, comparator: int = 0, unit: int = 1
+    blocks: Sequence[Block],
+    names: tuple[str, ...],
+    first_block: int = 0,
+    comparator: int = 0,
+    unit: int = 1,
+    charged: np.ndarray | None = None,
 ) -> Moments:
     """Return the moments of finished blocks, in order.
 
@@ -147,6 +152,7 @@ def collect(
         first_block: id of the first block.
         comparator: index of the comparator.
         unit: trajectories of one unit.
+        charged: [B, K] environment steps of the values' branches.
 
     Returns:
         The record.
@@ -160,6 +166,7 @@ def collect(
         names=names,
         comparator=comparator,
         unit=unit,
+        charged=charged,
         **fields,
     )
 

@@ -6,10 +6,12 @@ both at once. It takes choices of different measurements too, such as two discou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from varlab import checks
 from varlab.analysis.bias import pair_square, pair_square_leave_one_out
@@ -79,18 +81,92 @@ def squared_errors(moments: Moments, reference: Reference, sizes: Sequence[float
     Returns:
         (name of the choice, N) → estimate, free of bias.
     """
-    grad = np.asarray(reference.grad, dtype=np.float64)
-    blocks = None
+    out = {}
+    for k, name in enumerate(moments.names):
+        at = squared_error_at(moments, k, reference)
+        out |= {(name, size): at(size) for size in sizes}
+    return out
+
+
+def squared_error_at(
+    moments: Moments, k: int, reference: Reference, relative: bool = False, unbiased: bool = False
+) -> Callable[[float], Estimate]:
+    """Return MSE_N of one choice as a function of N.
+
+    Args:
+        moments: of K choices.
+        k: the choice.
+        reference: ∇J with blocks of its own, or exact.
+        relative: whether to divide by ‖∇J‖², debiased for the reference's error.
+        unbiased: whether E g = ∇J by proof: MSE_N is then variance/N, sharper than with an estimated bias.
+
+    Returns:
+        Batch size N in trajectories → estimate.
+
+    Raises:
+        InputError: if a relative error is asked for and ‖∇J‖² is not positive, with and without each block of the reference.
+    """
+    grad, blocks = np.asarray(reference.grad, dtype=np.float64), None
+    square, squares = float(grad @ grad), None
     if reference.block_mean is not None:
         count = np.ones(len(reference.block_mean)) if reference.block_count is None else np.asarray(reference.block_count)
         blocks = CentredBlocks.of(count, reference.block_mean)
-    out = {}
-    for k, name in enumerate(moments.names):
-        choice = CentredBlocks.of_choice(moments, k)
-        variance = pooled_variance(choice.count, moments.trace_m2[:, k], choice.dev_sq)
+        noise, noises = mean_noise(blocks)
+        squares = square - 2 * blocks.h * (blocks.dev @ grad) + blocks.h**2 * blocks.dev_sq - noises
+        square -= noise
+    if relative and not (square > 0 and (squares is None or (squares > 0).all())):
+        raise checks.InputError(
+            "A gradient that stands out from the reference's error was expected for a relative error, but ‖∇J‖² is not positive; "
+            "raise reference.n."
+        )
+    choice = CentredBlocks.of_choice(moments, k)
+    variance = pooled_variance(choice.count, moments.trace_m2[:, k], choice.dev_sq)
+
+    def at(size: float) -> Estimate:
+        found = _estimate(choice, variance, grad, blocks, size / moments.unit)
+        if unbiased:
+            value, own = (moments.unit * x / size for x in variance)
+            found = Estimate(value, own, None if found.other is None else np.full_like(found.other, value))
+        if not relative:
+            return found
+        return Estimate(found.value / square, found.own / square, None if found.other is None else found.other / squares)
+
+    return at
+
+
+def error_table(
+    moments: Moments,
+    reference: Reference,
+    sizes: Sequence[float],
+    relative: bool = True,
+    unbiased: Collection[str] = (),
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Tabulate MSE_N of every choice, with the numbers that its name sets.
+
+    Args:
+        moments: of K choices, such as ``gae(lam=…)`` for a grid of λ.
+        reference: ∇J with blocks of its own, or exact.
+        sizes: batch sizes N, in trajectories.
+        relative: whether to divide by ‖∇J‖².
+        unbiased: names of the choices with E g = ∇J by proof; see :func:`squared_error_at`.
+        level: coverage.
+
+    Returns:
+        One row per choice and N: phi, lam (NaN where the name has none), batch_size, mse, mse_low, mse_high and best: whether no
+        other choice has a smaller mse at that N.
+    """
+    rows = []
+    for k, phi in enumerate(moments.names):
+        lam = re.search(r"lam=([0-9.eE+-]+)", phi)
+        at = squared_error_at(moments, k, reference, relative, phi in unbiased)
         for size in sizes:
-            out[name, size] = _estimate(choice, variance, grad, blocks, size / moments.unit)
-    return out
+            found = at(size)
+            ends = found.interval(level)
+            row = {"phi": phi, "lam": float(lam[1]) if lam else np.nan, "batch_size": float(size)}
+            rows.append({**row, "mse": found.value, "mse_low": ends.low, "mse_high": ends.high})
+    table = pd.DataFrame(rows)
+    return table.assign(best=table["mse"] == table.groupby("batch_size")["mse"].transform("min"))
 
 
 def _estimate(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from scipy import optimize
+
 from varlab import checks
 
 
@@ -85,6 +87,8 @@ def episodes_for_cosine(cosine: float, nsr: float, bias_ratio: float = 0.0, alig
 def episodes_for_mse(mse: float, variance: float, bias_sq: float = 0.0) -> float:
     """Episodes N at which bias² + variance/N falls to ``mse``: N = variance/(mse − bias²).
 
+    For a mean squared error relative to ‖∇J‖² give everything in units of ‖∇J‖²: N = NSR/(mse − bias²).
+
     Args:
         mse: target, more than 0.
         variance: tr Cov of one gradient, 0 or more.
@@ -97,3 +101,35 @@ def episodes_for_mse(mse: float, variance: float, bias_sq: float = 0.0) -> float
     variance = checks.in_range("variance", variance, 0.0, math.inf)
     room = target - max(checks.in_range("bias_sq", bias_sq, -math.inf, math.inf), 0.0)
     return variance / room if room > 0 else math.inf
+
+
+def trajectories_for_ratio(width: float, n: int, ratio: float, low: float, high: float) -> float:
+    """Trajectories at which the interval of a ratio of variances becomes ``width`` wide.
+
+    Half widths of log ratio shrink as n^−½ while the ratio r stays, so that n' = n/s² where s solves
+    r (high/r)^s − r (low/r)^s = width.
+
+    Args:
+        width: high − low that is wanted, more than 0.
+        n: trajectories behind the interval that is known.
+        ratio: r, positive.
+        low: lower end of its interval.
+        high: upper end.
+
+    Returns:
+        n' (not rounded); 0 for an interval without width, inf where it is unbounded.
+    """
+    width, r = _number("width", width, 0.0), _number("ratio", ratio, 0.0)
+    low, high = checks.in_range("low", low, 0.0, r), checks.in_range("high", high, r, math.inf)
+    if low == high:
+        return 0.0
+    if low == 0 or math.isinf(high):
+        return math.inf
+    up, down = math.log(high / r), math.log(low / r)
+
+    def excess(log_s: float) -> float:
+        s = math.exp(log_s)
+        return r * (math.exp(min(up * s, 700.0)) - math.exp(down * s)) - width
+
+    span = math.log(width / (high - low))
+    return n * math.exp(-2.0 * optimize.brentq(excess, min(span, 0.0) - 40.0, max(span, 0.0) + 40.0, xtol=1e-13))

@@ -27,7 +27,7 @@ from varlab import checks
 from varlab.analysis import bias as bias_room
 from varlab.analysis.bias import LEAST_DRAWS, Equality, equality_test, equivalent, holm
 from varlab.analysis.blocks import CentredBlocks, effective_directions, pooled_variance
-from varlab.analysis.intervals import FISHER, LINEAR, Interval, jackknife_interval, positive_interval, ratio_interval
+from varlab.analysis.intervals import FISHER, LINEAR, Interval, jackknife_interval, paired_ratio, positive_interval
 from varlab.analysis.targets import Truth, across, transformed, truth_of
 from varlab.types import Moments, Reference
 
@@ -72,7 +72,8 @@ def summarise(
 
     Returns:
         K rows with grad_norm, variance, variance_ratio (paired; to ``moments.comparator``), bias_sq, mse, nsr, cosine, each with
-        ``_low`` and ``_high``; bias_p_value, kurtosis, effective_directions; and flag, reasons joined by ``"; "``:
+        ``_low`` and ``_high``; bias_p_value, kurtosis, effective_directions, unbiased (as given); and flag, reasons joined by
+        ``"; "``:
         ``gradient-not-resolved`` (‖∇J‖² not positive at ``level``: nsr_high is inf, the cosine's interval [−1, 1] or from 0 on),
         ``reference-limited`` (tr Cov of the reference above a tenth of variance/n), ``zero-variance``,
         ``comparator-zero-variance`` (no ratio), ``cosine-undefined`` (N too large for a debiased ‖E g‖²), ``heavy-tails``
@@ -96,7 +97,7 @@ def summarise(
         _put(row, "grad_norm", math.sqrt(max(truth.square, 0.0)), gradient)
         _put(row, "variance", variance, positive_interval(variance, [loo], level))
         if target == "gradient":
-            _put(row, "variance_ratio", *ratio_interval((variance, loo), comparator, k == moments.comparator, level))
+            _put(row, "variance_ratio", *paired_ratio((variance, loo), comparator, k == moments.comparator, level))
         else:  # in other units
             _put(row, "variance_ratio", math.nan, Interval(math.nan, math.nan))
         row |= _bias_rows(*compared, variance, loo, signs, size, level, row)
@@ -127,6 +128,7 @@ def summarise(
         if pilot_kurtosis is not None and n < TAIL_LIMIT * pilot_kurtosis[k]:
             flags.append("heavy-tails")
         row["flag"] = "; ".join(flags)
+        row["unbiased"] = unbiased is not None and bool(unbiased[k])
         for name in ("variance", "nsr"):  # of a unit so far
             row |= {end: moments.unit * row[end] for end in (name, f"{name}_low", f"{name}_high")}
         rows.append(row)

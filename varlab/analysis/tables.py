@@ -148,7 +148,8 @@ def sources(table: pd.DataFrame) -> pd.DataFrame:
 def varying(table: pd.DataFrame) -> list[str]:
     """Return the settings that differ between runs of one environment (and ``env`` first, if that differs).
 
-    Each Φ is compared with itself, since one run may hold several sources of values.
+    Each Φ is compared with itself, since one run may hold several sources of values. A cut that is the horizon in every run is
+    no setting of its own.
 
     Args:
         table: rows of :func:`gather`.
@@ -159,6 +160,8 @@ def varying(table: pd.DataFrame) -> list[str]:
     table = sources(table)
     cells = table.groupby(["env", "phi"])
     inside = [c for c in SETTINGS if c != "env" and c in table and (cells[c].nunique(dropna=False) > 1).any()]
+    if "cut" in inside and (table["cut"] == table["horizon"]).all():
+        inside.remove("cut")
     return (["env"] if table["env"].nunique() > 1 else []) + inside
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from varlab.analysis.intervals import LINEAR, Interval, jackknife_interval, positive_interval, ratio_interval
+from varlab.analysis.intervals import LINEAR, Interval, jackknife_interval, paired_ratio, positive_interval
 from varlab.analysis.statistics import TAIL_LIMIT
 
 #: ½‖g − g'‖² below this share of E‖g‖² is rounding of the products it is made of.
@@ -113,7 +113,7 @@ def rows(
         (value, loo), square, squares = variance[k], values["inner"][k], left_out["inner"][:, k]
         found = {
             "variance": (unit * value, Interval(*(unit * end for end in positive_interval(value, [loo], level)))),
-            "variance_ratio": ratio_interval((value, loo), variance[comparator], k == comparator, level),
+            "variance_ratio": paired_ratio((value, loo), variance[comparator], k == comparator, level),
             "mean_sq": (square, jackknife_interval(square, [squares], level, LINEAR)),
         }
         resolved = found["mean_sq"][1].low > 0 and bool((squares > 0).all())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -115,3 +115,27 @@ def read_run(folder: str | Path) -> tuple[pd.DataFrame, Moments, dict[str, Refer
             f"A complete run was expected in {folder}, but it could not be read ({first_line(error)}); measure it again."
         ) from error
     return summary, Moments(**kept), references, provenance
+
+
+def read_trajectories(folder: str | Path, rows: int = 65_536) -> Iterator[pd.DataFrame]:
+    """Read the per-trajectory scalars of a run part by part, so that memory does not grow with n.
+
+    Args:
+        folder: a complete run folder.
+        rows: most rows of one part.
+
+    Yields:
+        Frames in the order of the trajectories.
+
+    Raises:
+        InputError: if the file is missing or damaged.
+    """
+    path = Path(folder) / "trajectories.parquet"
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=rows):
+                yield batch.to_pandas()
+    except UNREADABLE as error:
+        raise InputError(
+            f"Per-trajectory scalars were expected in {path}, but they could not be read ({first_line(error)}); measure again."
+        ) from error

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from varlab import estimators
+from varlab.analysis.slopes import fitted_slope
 from varlab.envs.base import Environment
 from varlab.envs.closed_form import two_arms_variance
 from varlab.estimators.base import Estimator
@@ -258,12 +259,8 @@ def dense_excess(dim: int, n: int, datasets: int, rng: np.random.Generator) -> d
 
 def log_slope(x: tuple[float, ...], estimates: list[Effect]) -> Effect:
     """Return the least-squares slope of log value over log x of independent estimates, with its 95 % interval."""
-    at = np.log(np.asarray(x, dtype=float))
-    weight = (at - at.mean()) / ((at - at.mean()) ** 2).sum()
-    value, low, high = (np.log([getattr(e, k) for e in estimates]) for k in ("value", "low", "high"))
-    half = float(np.sqrt(((weight * np.maximum(high - value, value - low)) ** 2).sum()))
-    middle = float(weight @ value)
-    return Effect(middle, middle - half, middle + half, min(e.n for e in estimates))
+    found = fitted_slope(x, *([getattr(e, k) for e in estimates] for k in ("value", "low", "high")))
+    return Effect(found.value, found.low, found.high, min(e.n for e in estimates))
 
 
 PETERS = "Peters, Schaal, 2008, Reinforcement Learning of Motor Skills with Policy Gradients"

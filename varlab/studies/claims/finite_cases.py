@@ -58,8 +58,13 @@ def unit_error(env: Environment, policy: nn.Module, seed: int, number: int) -> T
     Returns:
         The table.
     """
+    return table_error(env, policy, error_seed(seed, number), torch.device("cpu")).v
+
+
+def error_seed(seed: int, number: int) -> int:
+    """Return the seed of :func:`unit_error` as the dial of critic error takes it."""
     (entropy,) = Streams(seed).sequence("critic", number).generate_state(1)
-    return table_error(env, policy, int(entropy), torch.device("cpu")).v
+    return int(entropy)
 
 
 def as_function(v: Tensor) -> FunctionValues:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -12,13 +13,13 @@ from varlab import envs, policies
 from varlab.analysis import estimates
 from varlab.analysis import style as styles
 from varlab.envs.linear_drift import linear_drift
-from varlab.experiment import measure
 from varlab.policies.parameter_exploring import Controller, ParameterDistribution
 from varlab.rng import Streams
 from varlab.studies.claims.baselines import log_slope
 from varlab.studies.claims.catalogue import Budget, Control, claim, study
 from varlab.studies.claims.cells import cell, row
 from varlab.studies.claims.verdicts import Effect
+from varlab.studies.horizon_sweep import horizon_sweep
 
 #: s' = s + a + ε with a ~ N(−1.5 s, 1), or a = θ s with θ ~ N(−1.5, 1); rewards at most 2.
 GAIN, SIGMA, TAU, REWARD, GAMMA = -1.5, 1.0, 1.0, 2.0, 0.9
@@ -93,11 +94,12 @@ def drifting_horizons(budget: Budget) -> pd.DataFrame:
     seeds = Streams(budget.seed).sequence("theta").generate_state(2 * len(DRIFT)).tolist()
     for kind in KINDS:
         found: dict[str, list[Effect]] = {}
+        table = horizon_sweep(
+            functools.partial(drifting, kind), DRIFT, [PLAIN, BEST], n=n, gamma=GAMMA, seeds=[seeds.pop() for _ in DRIFT],
+            n_reference=500, exact=False, dtype="float64",
+        )  # fmt: skip
         for t in DRIFT:
-            summary = measure(
-                *drifting(kind, t), [PLAIN, BEST], n=n, gamma=GAMMA, seed=seeds.pop(), n_reference=500, exact=False,
-                dtype="float64",
-            ).summary.set_index("phi")  # fmt: skip
+            summary = table[table["run"] == str(t)].set_index("phi")
             scale, bound = discounted(t, GAMMA) ** 2, drift_bound(kind, t)
             for phi, name in ((PLAIN, kind), (BEST, f"{kind} with b*")):
                 one = summary.loc[phi]

@@ -20,6 +20,7 @@ from varlab.oracles.world import World
 from varlab.studies.claims import finite_cases as cases
 from varlab.studies.claims.catalogue import Budget, Control, claim, study
 from varlab.studies.claims.verdicts import Effect
+from varlab.studies.lambda_errors import exact_errors
 from varlab.values import ExactValues, FunctionValues
 
 SCHULMAN = "Schulman, Moritz, Levine, Jordan, Abbeel 2016 (GAE)"
@@ -197,14 +198,13 @@ def best_lambda(budget: Budget) -> pd.DataFrame:
         One row per error and N (x) with the best λ (value).
     """
     env, policy = cases.random_case(budget.seed, 0)
-    e, grid, rows = cases.unit_error(env, policy, budget.seed, 0), np.linspace(0.0, 1.0, 51), []
-    for eps in ERRORS:
-        source = cases.wrong_values(env, policy, GAMMA, eps * e)
-        found = np.array([*relative(env, policy, [GAE(float(lam)) for lam in grid], GAMMA, source)])
-        for size in SIZES:
-            best = float(grid[np.argmin(found[:, 0] + found[:, 1] / size)])
-            rows.append((rf"$\varepsilon = {eps:g}$", eps, size, best, best, best))
-    return pd.DataFrame(rows, columns=["label", "error", "x", "value", "value_low", "value_high"])
+    same = {"errors": ERRORS, "sizes": SIZES, "gamma": GAMMA, "error_seed": cases.error_seed(budget.seed, 0)}
+    found = exact_errors(env, policy, np.linspace(0.0, 1.0, 51), **same)
+    best = found.loc[found.groupby(["error", "batch_size"], sort=False)["mse"].idxmin()]
+    value = {c: best["lam"] for c in ("value", "value_low", "value_high")}
+    rows = pd.DataFrame({"error": best["error"], "x": best["batch_size"], **value})
+    rows.insert(0, "label", [rf"$\varepsilon = {eps:g}$" for eps in rows["error"]])
+    return rows.reset_index(drop=True)
 
 
 def _moved(error: float):  # noqa: ANN202
