@@ -31,8 +31,8 @@ from varlab.values.critic import Critic
 
 #: Environment steps that one simulation part should hold: enough for wide batches, little enough to stay small in memory.
 STEPS_PER_PART = 400_000
-#: Bytes of per-trajectory gradients worked on at once, so that they stay in cache.
-CHUNK_BYTES = 6 * 2**20
+#: Steps (and nodes) that go through the policy together, and units at most: what the layers hold then stays in cache.
+CHUNK_ROWS, CHUNK_UNITS = 2**13, 512
 #: Rows of steps and nodes that values and weights are made for at once.
 ROWS_AT_ONCE = 2**18
 #: Numbers in the actions of those rows: wide actions are taken fewer at a time.
@@ -121,25 +121,22 @@ class Preparation:
         return traj
 
     def chunks(
-        self, made: Iterable[tuple[int, list[Terms]]], size: int | None = None, together: int = 1
+        self, made: Iterable[tuple[int, list[Terms]]], together: int = 1
     ) -> Iterator[tuple[Tensor, BatchScores, Tensor]]:
-        """Split the terms of a part into groups of similar length whose gradients stay in cache.
+        """Split the terms of a part into groups of similar length whose steps stay in cache.
 
         Args:
             made: terms, piece by piece.
-            size: units in a group; what keeps their gradients in cache if None.
             together: consecutive units that stay neighbours.
 
         Yields:
             (index [C] of the units, their scores, φ [C, K, T]).
         """
-        itemsize = torch.empty(0, dtype=self.dtype).element_size()
+        size = self.options["chunk"] or CHUNK_UNITS
         for first, of_piece in made:
-            choices, maps = of_piece[0].weights.shape[2], len(of_piece)
-            fits = self.options["chunk"] or size or CHUNK_BYTES // (itemsize * choices * self.scores.num_parameters)
-            fits = together * (min(512, max(4, fits)) // together)
             self.maps += [type(self.scores)(self.policy) for _ in of_piece[len(self.maps) :]]
-            for index, *found in terms.chunks(of_piece, self.maps[:maps], fits, self.dtype, self.matrices, together):
+            same = (size, self.dtype, self.matrices, together, CHUNK_ROWS)
+            for index, *found in terms.chunks(of_piece, self.maps[: len(of_piece)], *same):
                 yield first + index, *found
 
     # Values and fitted baselines.

@@ -73,21 +73,26 @@ class Terms:
         offsets = states * torch.arange(units + 1, device=weights.device)
         return cls(offsets, seen.repeat(units, *[1] * (seen.dim() - 1)), action, weights.flatten(0, 1), columns)
 
-    def chunks(self, size: int, together: int = 1) -> Iterator[Chunk]:
-        """Split into padded groups of at most ``size`` units of similar length, longest first.
+    def chunks(self, size: int, together: int = 1, rows: int | None = None) -> Iterator[Chunk]:
+        """Split into padded groups of units of similar length, longest first.
 
         Args:
             size: most units in a group.
             together: consecutive units that stay neighbours; they are sorted by the longest, because neighbours that were
                 chosen by their lengths would not be independent.
+            rows: most padded steps in a group, unless it is as small as it can be; None: any.
 
         Yields:
             The groups.
         """
-        longest = self.offsets.diff().view(-1, together).amax(1)
-        first = together * torch.argsort(longest, descending=True, stable=True)
-        for index in (first[:, None] + torch.arange(together, device=first.device)).flatten().split(size):
-            yield Chunk.of(self.offsets, index)
+        longest, order = self.offsets.diff().view(-1, together).amax(1).sort(descending=True, stable=True)
+        units = together * order[:, None] + torch.arange(together, device=order.device)
+        longest, i = longest.tolist(), 0
+        while i < len(longest):
+            most = size if rows is None else min(size, rows // longest[i])
+            count = max(1, most // together)
+            yield Chunk.of(self.offsets, units[i : i + count].flatten())
+            i += count
 
     def at(self, scores: ScoreMap, chunk: Chunk, dtype: torch.dtype) -> tuple[BatchScores, Tensor]:
         """Return the scores of a chunk's rows and their φ [C, k, T J], 0 after the end of a unit."""
@@ -199,24 +204,27 @@ def chunks(
     dtype: torch.dtype,
     transform: Mapping[int, Tensor] | None = None,
     together: int = 1,
+    rows: int | None = None,
 ) -> Iterator[tuple[Tensor, BatchScores, Tensor]]:
     """Go through the units in padded groups of similar length.
 
     Args:
         terms: of the steps, then of nodes.
         maps: a score map for each, which share no buffers.
-        size: units in a group.
+        size: most units in a group.
         dtype: of the gradients.
         transform: :func:`matrices` of the choices.
         together: consecutive units that stay neighbours.
+        rows: most rows in a group, of steps and nodes together, unless it is as small as it can be.
 
     Yields:
         (index [C] of the units, their scores, φ [C, K, T] of the steps).
     """
-    for chunk in terms[0].chunks(size, together):
+    of_step = sum(t.action.shape[1] for t in terms)
+    for chunk in terms[0].chunks(size, together, rows and rows // of_step):
         # Units are the same in all terms, their steps need not be.
-        rows = [chunk, *(Chunk.of(t.offsets, chunk.index) for t in terms[1:])]
-        (scores, phi), *further = (t.at(m, c, dtype) for t, m, c in zip(terms, maps, rows, strict=True))
+        padded = [chunk, *(Chunk.of(t.offsets, chunk.index) for t in terms[1:])]
+        (scores, phi), *further = (t.at(m, c, dtype) for t, m, c in zip(terms, maps, padded, strict=True))
         joined = [(*f, t) for f, t in zip(further, terms[1:], strict=True)]
         scores = JoinedScores(scores, joined) if joined else scores
         yield chunk.index, TransformedScores(scores, transform) if transform else scores, phi
@@ -240,8 +248,7 @@ def summed(
     weights = terms[0].weights
     out = torch.zeros(weights.shape[2], scores.num_parameters, dtype=torch.float64, device=weights.device)
     for t in terms:
-        size = max(1, rows // (int(t.offsets.diff().max()) * t.action.shape[1]))
-        for chunk in t.chunks(size):
+        for chunk in t.chunks(len(t.offsets), rows=rows // t.action.shape[1]):
             batch, phi = t.at(scores, chunk, dtype)
             total = batch.apply_sum(phi).double()
             out[t.columns] += total if t.coefficients is None else total * t.coefficients.double()

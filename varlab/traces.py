@@ -18,9 +18,6 @@ from varlab.rng import Streams
 from varlab.rollout import parts
 from varlab.types import Trajectories
 
-#: Steps that go through the policy together.
-STEPS_AT_ONCE = 2**14
-
 
 def variances(
     env: Environment | str,
@@ -85,8 +82,7 @@ def _empty(job: Preparation) -> TraceBlock:
 
 def _add(job: Preparation, traj: Trajectories, block: TraceBlock, first: int = 0) -> None:
     """Add the pairs of some trajectories; pairs follow the order in which they were sampled, never their lengths."""
-    size = max(2, int(STEPS_AT_ONCE * len(traj) / traj.steps))
-    for index, scores, phi in job.chunks(job.terms(traj, together=2), size, together=2):
+    for index, scores, phi in job.chunks(job.terms(traj, together=2), together=2):
         norm_sq, inner = scores.products(phi)
         job.check_gradient(norm_sq, index, "trajectory" if job.unit == 1 else "unit", first // job.unit)
         block.add(norm_sq, inner)

@@ -28,8 +28,33 @@ class _Piece:
     def __init__(self, index: Tensor, center: Tensor, directions: Tensor, dtype: torch.dtype, per_parameter: bool) -> None:
         self.index = index
         self.center, self.directions = center[:, index].to(dtype), directions[:, index].to(dtype)
-        self.s1 = center.new_zeros(len(center), len(index))
-        self.s2 = torch.zeros_like(self.s1) if per_parameter else None
+        # S1 and S2 of the units since the last flush in the dtype of the gradients, and all before that in float64.
+        self.recent = [torch.zeros_like(self.center).view(1, -1) for _ in range(1 + per_parameter)]
+        self.sums = [torch.zeros_like(self.center, dtype=torch.float64) for _ in self.recent]
+
+    def add(self, g: Tensor, comparator: int, norm_sq: Tensor, along: Tensor, work: Workspace) -> None:
+        """Add gradients [c, K, p]; every pass over them counts, so there are few.
+
+        A sum over trajectories is a product with ones, and the inner products with the comparator and the references are one
+        product for each trajectory: each reads the gradients once, and is faster than a sum.
+        """
+        c, _, p = g.shape
+        ones = work.get("ones", (1, c), g).fill_(1.0)
+        beside = work.get("beside", (c, along.shape[2], p), g)
+        h = g.sub_(self.center)
+        beside[:, 0], beside[:, 1:] = h[:, comparator], self.directions
+        along += torch.bmm(h, beside.transpose(1, 2))
+        self.recent[0].addmm_(ones, h.view(c, -1))
+        h.square_()
+        if len(self.recent) == 2:
+            self.recent[1].addmm_(ones, h.view(c, -1))
+        norm_sq += h.sum(2)
+
+    def flush(self) -> None:
+        """Move recent sums to float64."""
+        for total, recent in zip(self.sums, self.recent, strict=True):
+            total += recent.view_as(total)
+            recent.zero_()
 
 
 class Block:
@@ -69,10 +94,13 @@ class Block:
         norm_sq, along = phi.new_zeros(c, k), phi.new_zeros(c, k, 1 + r)
         number = -1
         for rows, index, g in scores.tiles(phi):
-            number += rows.start == 0
-            if number == len(self._pieces):
-                self._pieces.append(_Piece(index, self.center, self.directions, g.dtype, self.per_parameter))
-            self._tile(self._pieces[number], g, norm_sq[rows], along[rows])
+            if rows.start == 0:
+                number += 1
+                if number == len(self._pieces):
+                    self._pieces.append(_Piece(index, self.center, self.directions, g.dtype, self.per_parameter))
+            self._pieces[number].add(g, self.comparator, norm_sq[rows], along[rows], self._work)
+        for piece in self._pieces:
+            piece.flush()
         norm_sq, along = norm_sq.double(), along.double()
         self.n += c
         self.norm_sq += norm_sq.sum(0)
@@ -80,40 +108,22 @@ class Block:
         self.cross += along[..., 0].sum(0)
         return norm_sq, along[..., 1:]
 
-    def _tile(self, piece: _Piece, g: Tensor, norm_sq: Tensor, along: Tensor) -> None:
-        """Add one parameter tensor's gradients [c, K, p]; every pass over them counts, so there are few.
-
-        Sums over trajectories are products with ones, and those against the comparator and the references one product for each
-        trajectory: both read g once, and are faster than sums.
-        """
-        c, k, p = g.shape
-        ones = self._work.get("ones", (1, c), g).fill_(1.0)
-        beside = self._work.get("beside", (c, along.shape[2], p), g)
-        h = g.sub_(piece.center)
-        beside[:, 0], beside[:, 1:] = h[:, self.comparator], piece.directions
-        along += torch.bmm(h, beside.transpose(1, 2))
-        piece.s1 += (ones @ h.view(c, -1)).view(k, p)
-        h.square_()
-        if piece.s2 is not None:
-            piece.s2 += (ones @ h.view(c, -1)).view(k, p)
-        norm_sq += h.sum(2)
-
-    def _gathered(self, name: str) -> Tensor:
-        """Return the sums of all pieces in the order of θ, [K, P]."""
+    def _gathered(self, which: int) -> Tensor:
+        """Return S1 or S2 of all pieces in the order of θ, [K, P]."""
         out = torch.zeros_like(self.center)
         for piece in self._pieces:
-            out[:, piece.index] = getattr(piece, name)
+            out[:, piece.index] = piece.sums[which]
         return out
 
     @property
     def s1(self) -> Tensor:
         """[K, P] Σ h_i."""
-        return self._gathered("s1")
+        return self._gathered(0)
 
     @property
     def s2(self) -> Tensor | None:
         """[K, P] Σ h_i², or None where only traces are kept."""
-        return self._gathered("s2") if self.per_parameter else None
+        return self._gathered(1) if self.per_parameter else None
 
     def finish(self) -> dict[str, np.ndarray | None]:
         """Return this block's row of every field of :class:`~varlab.types.Moments`."""

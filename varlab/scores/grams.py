@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from varlab.policies.base import Broadcast
 from varlab.scores.base import Workspace
 
-#: What one pass over a number in cache costs, in multiplications of a matrix product. Measured: benchmark, work "products".
-PASS = 24.0
+#: What it costs to write one number of a gradient, and one of a layer's Gram (whose products are short), in multiplications of a
+#: large matrix product; measured on T = 20, 100 and 1,000 by scripts/benchmark.py.
+PASS, GRAM_PASS = 24.0, 80.0
 
 
 def inputs(factors: Sequence) -> list[Tensor | None]:
@@ -56,17 +57,18 @@ def gram(deltas: Sequence[tuple[Tensor, Tensor]], beside: Sequence[tuple[Tensor,
     left, right = deltas[0]
     shape = (left.shape[0], left.shape[1], right.shape[1])
     total, dd, hh = (work.get(f"gram {name}", shape, left) for name in ("total", "dd", "hh"))
-    total.zero_()
-    for (left, right), pair in zip(deltas, beside, strict=True):
-        if pair is None:
-            total.baddbmm_(left, right.transpose(1, 2))
-            continue
+    for i, ((left, right), pair) in enumerate(zip(deltas, beside, strict=True)):
         torch.bmm(left, right.transpose(1, 2), out=dd)
-        if pair[0].dim() == 3:
+        if pair is None:
+            hh.fill_(1.0)
+        elif pair[0].dim() == 3:
             torch.bmm(pair[0], pair[1].transpose(1, 2), out=hh)
-            total.addcmul_(dd, hh)
         else:
-            total.add_(dd.mul_(pair[0][:, :, None] == pair[1][:, None, :]))
+            hh.copy_(pair[0][:, :, None] == pair[1][:, None, :])
+        if i == 0:
+            torch.mul(dd, hh, out=total)
+        else:
+            total.addcmul_(dd, hh)
     return total
 
 
@@ -114,6 +116,6 @@ def cost(factors: Sequence, k: int, t: int) -> tuple[float, float]:
     for claim, delta, h in ((f.claim, f.delta, f.h) for f in factors):
         out = delta.shape[2]
         width = 1 if h is None or claim.weight is None else h.shape[2] if h.dim() == 3 else 1
-        through_grams += 1.5 * t * t * (out + width + PASS)
+        through_grams += 1.5 * t * t * (out + width + GRAM_PASS)
         through_gradients += k * t * out * width + PASS * k * (t * min(out, width) + 2 * out * width)
     return through_grams, through_gradients

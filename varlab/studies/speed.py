@@ -18,7 +18,7 @@ from torch import Tensor
 
 from varlab import checks, envs, policies, scores
 from varlab.analysis.moments import Block
-from varlab.preparation import CHUNK_BYTES
+from varlab.preparation import CHUNK_ROWS
 from varlab.rng import Streams
 from varlab.rollout import rollout
 from varlab.studies import peers
@@ -104,7 +104,7 @@ def gradients(rounds: int, n: int = 512, t: int = 100, k: int = 8, loop_share: i
     phi = torch.randn(n, k, t, generator=generator)
     score_map = scores.make(policy, obs[0, :16], action[0, :16])
     center = torch.zeros(k, score_map.num_parameters, dtype=torch.float64)
-    size = CHUNK_BYTES // (4 * k * score_map.num_parameters)
+    size = CHUNK_ROWS // t
 
     def mine() -> tuple[Tensor, Tensor]:
         block = Block(center, center[:1], 0, per_parameter=True)
