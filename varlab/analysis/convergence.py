@@ -206,7 +206,11 @@ def _cosine(whole: _Pieces, drops: list[_Pieces], size: float, resolved: bool) -
         return np.nan, np.nan, np.nan
     if not (resolved and all(np.isfinite(x).all() for x in sources)):
         return float(np.clip(value, -1, 1)), -1.0, 1.0
-    return float(np.clip(value, -1, 1)), *intervals.cosine_interval(value, sources)
+    if abs(value) < 1 and all((np.abs(x) < 1).all() for x in sources):
+        return value, *intervals.jackknife_interval(value, sources, scale=intervals.FISHER)
+    ends = intervals.jackknife_interval(value, sources, scale=intervals.LINEAR, skew=False)
+    low, high = np.clip(ends, -1, 1)  # an estimate beyond 1 is sampling error of a cosine near 1
+    return float(np.clip(value, -1, 1)), float(low), float(high)
 
 
 def _mean(x: np.ndarray, count: np.ndarray) -> np.ndarray:

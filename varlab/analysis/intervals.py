@@ -210,23 +210,3 @@ def jackknife_interval(
     outer, inner = ([skew_quantile(t, share * third) for t in (q, -q)] for share in (1.0, inward))
     low, high = max(outer[0], inner[0]), min(outer[1], inner[1])
     return Interval(float(scale.inverse(centre - se * low)), float(scale.inverse(centre - se * high)))
-
-
-def cosine_interval(value: float, sources: Sequence[ArrayLike], level: float = 0.95, skew: bool = True) -> Interval:
-    """Jackknife interval of a cosine: on Fisher's z, or linear and cut at ±1 where some estimate is not within (−1, 1).
-
-    An estimate beyond 1 is sampling error of a cosine near 1.
-
-    Args:
-        value: the cosine.
-        sources: see :func:`jackknife_interval`.
-        level: coverage.
-        skew: see :func:`jackknife_interval`; few blocks cannot tell their skewness.
-
-    Returns:
-        Both ends, within [−1, 1].
-    """
-    if abs(value) < 1 and all((np.abs(x) < 1).all() for x in sources):
-        return jackknife_interval(value, sources, level, FISHER, skew)
-    low, high = np.clip(jackknife_interval(value, sources, level, LINEAR, skew=False), -1, 1)
-    return Interval(float(low), float(high))

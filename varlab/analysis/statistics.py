@@ -27,7 +27,7 @@ from varlab import checks
 from varlab.analysis import bias as bias_room
 from varlab.analysis.bias import LEAST_DRAWS, Equality, equality_test, equivalent, holm
 from varlab.analysis.blocks import CentredBlocks, effective_directions, pooled_variance
-from varlab.analysis.intervals import LINEAR, Interval, cosine_interval, degrees_of_freedom, jackknife_interval
+from varlab.analysis.intervals import FISHER, LINEAR, Interval, degrees_of_freedom, jackknife_interval
 from varlab.analysis.targets import Truth, across, transformed, truth_of
 from varlab.types import Moments, Reference
 
@@ -288,4 +288,8 @@ def _cosine(
     sources = [(inner - h * (choice.dev @ truth.grad)) / np.sqrt(truth.square * spread_loo)]
     if truth.blocks is not None:
         sources.append((inner - truth.blocks.h * (truth.blocks.dev @ m)) / np.sqrt(truth.square_loo * spread))
-    return min(max(value, -1.0), 1.0), cosine_interval(value, sources, level)
+    if abs(value) < 1 and all((np.abs(x) < 1).all() for x in sources):
+        return value, jackknife_interval(value, sources, level, FISHER)
+    low, high = jackknife_interval(value, sources, level, LINEAR, skew=False)
+    # an estimate beyond 1 is sampling error of a cosine near 1
+    return min(max(value, -1.0), 1.0), Interval(min(max(low, -1.0), 1.0), min(max(high, -1.0), 1.0))

@@ -53,8 +53,8 @@ def profile(
 
     Returns:
         One row per θ, Φ and objective, in that order: the columns of the summary, and checkpoint (rank of the θ, from 0),
-        mean_length (steps of a trajectory), between (with interval), between_form (1/(1 + NSR/N) of the same blocks), between_size
-        (their N), and state, action, trajectory, across_time (NaN where there are no components).
+        mean_length (steps of a trajectory), between (with interval), between_form (1/(1 + NSR/N) of the same blocks),
+        between_size (their N), and state, action, trajectory, across_time (NaN where there are no components).
 
     Raises:
         InputError: for no θ or a label given twice, besides what :func:`varlab.measure` refuses.
@@ -63,7 +63,7 @@ def profile(
     labels = [str(label) for label, _ in pairs]
     if not pairs or len(set(labels)) < len(labels):
         raise checks.InputError(
-            f"At least one θ, each with a label of its own, was expected, but the labels are {labels}; name every checkpoint once."
+            f"One θ or more, each with a label of its own, were expected, but the labels are {labels}; name each θ once."
         )
     env = make_env(env) if isinstance(env, str) else env
     chosen = {e.label: e for e in estimators.resolve(phi)}
@@ -138,7 +138,7 @@ def draw(table: pd.DataFrame, style: object = None) -> styles.Figure:
     """
     if table.duplicated(["theta", "phi"]).any():
         raise checks.InputError(
-            "One row for each θ and Φ was expected for a profile, but some have several; choose one environment, seed and objective."
+            "One row for each θ and Φ was expected for a profile, but some have several; choose one world, seed and objective."
         )
     table = table.assign(**{p: table[p] / table["exact_variance"] for p in PARTS if p in table})
     panels = [p for p in PANELS if np.isfinite(marks.column(table, p.column)).any()]

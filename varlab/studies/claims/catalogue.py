@@ -23,7 +23,7 @@ TAGS = {"C": "code or logs read", "T": "text read", "A": "abstract read", "X": "
 FAMILIES = (
     "spinning_up", "baselines", "state_baselines", "horizons", "bounds", "systems", "factorised", "control_variates",
     "action_averages", "q_prop", "lambda_exact", "lambda_cartpole", "discounting", "time_limits", "groups", "normalisation",
-    "tokens", "learning", "cloned_values", "order",
+    "tokens", "learning", "cloned_values", "order", "gradient_quality", "value_errors",
 )  # fmt: skip
 #: Claims of the literature that need MuJoCo-hours or language models: cited, not reproduced.
 CITED = {
