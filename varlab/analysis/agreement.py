@@ -33,6 +33,8 @@ from varlab.types import Moments, Reference
 BLOCKS = 50
 #: Fewest estimates of a size from which an interval is formed.
 LEAST = 8
+#: Length below which an estimate is zero, over that of the longest: measured gradients are float32 about a centre.
+ROUNDING = 1e-6
 #: Kinds of rows of :func:`agreement_table`.
 BETWEEN, TO_GRADIENT = "between two", "to the gradient"
 
@@ -45,7 +47,7 @@ def from_moments(moments: Moments, phi: str) -> tuple[np.ndarray, int]:
         phi: one of its choices.
 
     Returns:
-        Block means [B, P], and N.
+        Block means [B, P], 0 where they are nothing but the rounding of 0 about the centre that they were measured from; and N.
 
     Raises:
         InputError: if the blocks differ in size.
@@ -57,13 +59,21 @@ def from_moments(moments: Moments, phi: str) -> tuple[np.ndarray, int]:
             f"Blocks of one size were expected for estimates of one batch size, but they hold {sizes.min()} to {sizes.max()} "
             f"trajectories; measure an n that is a multiple of {len(moments.count)}."
         )
-    return moments.mean[:, k], int(sizes[0])
+    mean, scale = moments.mean[:, k], np.sqrt(moments.m2c[:, k].sum() / moments.units.sum())
+    zero = np.linalg.norm(mean, axis=1) <= ROUNDING * scale
+    return np.where(zero[:, None], 0.0, mean), int(sizes[0])
 
 
 def pooled(estimates: np.ndarray, count: int) -> np.ndarray:
     """Return the means [M // count, P] of ``count`` consecutive estimates each: estimates of ``count`` times the batch size."""
     m = len(estimates) // count
     return estimates[: m * count].reshape(m, count, -1).mean(1)
+
+
+def nonzero(estimates: np.ndarray) -> np.ndarray:
+    """Return [M] whether each estimate is finite and more than rounding beside the largest of them."""
+    length = np.linalg.norm(estimates, axis=1)
+    return np.isfinite(length) & (length > ROUNDING * length.max())
 
 
 def directions(estimates: np.ndarray) -> np.ndarray:
@@ -76,11 +86,11 @@ def directions(estimates: np.ndarray) -> np.ndarray:
         The directions.
 
     Raises:
-        InputError: if an estimate is zero or not finite.
+        InputError: if an estimate is zero (up to rounding) or not finite.
     """
-    length = np.linalg.norm(estimates, axis=1, keepdims=True)
-    if not (np.isfinite(length).all() and (length > 0).all()):
-        i = int((~(np.isfinite(length) & (length > 0))).argmax())
+    length, good = np.linalg.norm(estimates, axis=1, keepdims=True), nonzero(estimates)
+    if not good.all():
+        i = int(good.argmin())
         raise checks.InputError(
             f"Gradient estimates with a direction were expected, but number {i} has length {float(length[i, 0])}; use larger "
             "batches where a reward is rare."

@@ -26,6 +26,7 @@ from varlab.envs.registry import make as make_env
 from varlab.estimators.base import Estimator
 from varlab.experiment import Result, measure
 from varlab.oracles.components import components
+from varlab.types import Moments
 
 #: Columns that a row has beyond those of a summary.
 PARTS = ("state", "action", "trajectory", "across_time")
@@ -84,7 +85,7 @@ def _rows(result: Result, rank: int, parts: Callable[[Mapping[str, object]], dic
     moments, rows = result.moments, []
     for row in result.summary.to_dict("records"):
         added = {"checkpoint": rank, "mean_length": moments.steps.sum() / moments.n}
-        if len(set(moments.count)) == 1 and row["variance"] > 0:
+        if _have_directions(moments, row["phi"]):
             estimates, size = agreement.from_moments(moments, row["phi"])
             found = agreement.between(estimates)
             low, high = agreement.interval(found)
@@ -92,6 +93,11 @@ def _rows(result: Result, rank: int, parts: Callable[[Mapping[str, object]], dic
             added |= dict(zip(BETWEEN, (found.value, low, high, form, size), strict=True))
         rows.append({**row, **dict.fromkeys(COLUMNS, np.nan), **added, **parts(row)})
     return pd.DataFrame(rows)
+
+
+def _have_directions(moments: Moments, phi: str) -> bool:
+    """Return whether the blocks are estimates of one size, none of which is zero (as it may be where a reward is rare)."""
+    return len(set(moments.count)) == 1 and bool(agreement.nonzero(agreement.from_moments(moments, phi)[0]).all())
 
 
 def _parts(env: Environment, policy: nn.Module, estimator: Estimator, row: Mapping[str, object]) -> dict[str, float]:

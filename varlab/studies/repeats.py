@@ -105,9 +105,10 @@ def gradients(job: Preparation, total: int, multiple: int, stream: str) -> Itera
 
 def _rollouts(job: Preparation, total: int, multiple: int, stream: str, together: int) -> Iterator[Trajectories]:
     at_once, done, part = max(1, together // multiple) * multiple, 0, 0
+    simulator = job.env.make_simulator(torch.device("cpu"))
     while done < total:
-        n = min(at_once, total - done)
-        yield rollout(job.env, job.policy, n, Streams(job.seed).sequence(stream, 10_000 + part), cut=job.options["cut"])
+        n, sequence = min(at_once, total - done), Streams(job.seed).sequence(stream, 10_000 + part)
+        yield rollout(job.env, job.policy, n, sequence, cut=job.options["cut"], simulator=simulator)
         done, part = done + n, part + 1
 
 

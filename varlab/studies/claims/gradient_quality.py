@@ -33,6 +33,8 @@ COUNT, FITTED = {"CartPole": 1000, "Pendulum": 800}, {"CartPole": 3000, "Pendulu
 EASIER, HARDER = COURSES
 #: State-action pairs of the usual batch.
 USUAL = 2000
+#: Episodes that tell how long they are.
+PILOT = 300
 #: How many halves are pooled, from 1,000 to 100,000 pairs.
 POOLED = (1, 2, 4, 10, 20, 40, 100)
 USUALLY = 2
@@ -51,7 +53,7 @@ FIT = CriticSettings(epochs=10, minibatch=2048, time_aware=True)
 
 def batch_of(agent: Agent) -> int:
     """Return the trajectories whose steps are half the usual batch on average."""
-    return max(1, round(USUAL / USUALLY / float(agent.rollout(500, "pilot").length.double().mean())))
+    return max(1, round(USUAL / USUALLY / float(agent.rollout(PILOT, "pilot").length.double().mean())))
 
 
 def choices(agent: Agent, budget: Budget, fitted: int) -> list[object]:

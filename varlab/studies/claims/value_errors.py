@@ -55,7 +55,6 @@ def targets(agent: Agent, traj: Trajectories, v: Tensor, v_last: Tensor) -> dict
     }
 
 
-@torch.no_grad()
 def at_agent(agent: Agent, world: str, budget: Budget) -> list[dict]:
     """Return the errors of an agent's V on held-out episodes, and those of V ≡ 0 and, late, of V*."""
     traj = agent.rollout(budget.n(EPISODES, least=200), "rollout")
