@@ -29,7 +29,7 @@ COURSES = {
     "Pendulum": Course("Pendulum-v1", 200, 0.9, {"init": 0, "late": 24}, episodes=20, lr=5e-3),
 }
 #: Estimates of half the usual batch, and trajectories behind V*, at the default budget; by world, for they differ in cost.
-COUNT, FITTED = {"CartPole": 1000, "Pendulum": 800}, {"CartPole": 3000, "Pendulum": 1000}
+COUNT, FITTED = {"CartPole": 1000, "Pendulum": 1000}, {"CartPole": 3000, "Pendulum": 1000}
 EASIER, HARDER = COURSES
 #: State-action pairs of the usual batch.
 USUAL = 2000
