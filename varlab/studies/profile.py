@@ -124,7 +124,7 @@ class Panel:
 
 PANELS = (
     Panel("nsr", "NSR", True), Panel("cosine", r"cosine to $\nabla J$", False), Panel("between", "cosine between two", False),
-    Panel("kurtosis", "kurtosis", True), *(Panel(p, f"{p.replace('_', ' ')}, share of variance", False) for p in PARTS),
+    Panel("kurtosis", "kurtosis", True), *(Panel(p, f"{p.replace('_', ' ')} / variance", False) for p in PARTS),
 )  # fmt: skip
 
 

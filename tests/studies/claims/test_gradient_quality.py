@@ -61,7 +61,7 @@ def test_figures_draw(tiny, name):
     figure = catalogue.STUDIES[name].draw(tiny[name])
     assert isinstance(figure, styles.Figure)
     words = [t.get_text() for ax in figure.axes for t in (ax.title, *ax.get_yticklabels())]
-    assert not any("_" in w for w in words) and len(figure.axes) == (6 if name == "gradient_quality" else 4)
+    assert not any("_" in w for w in words) and len(figure.axes) == (6 if name == "gradient_quality" else 2)
 
 
 def test_ratios_of_independent_estimates_know_both_errors():

@@ -44,7 +44,7 @@ LARGEST = 10
 REACHED = {rho: rho**2 / (1 - rho**2) for rho in (0.1, 0.9)}
 PRACTICE, ZERO, LEARNED, TRUE = "gae(lam=0.95)", "reward_to_go", "value_baseline", "V*"
 BASELINES = {ZERO: "no baseline", LEARNED: "learned V", TRUE: "V*"}
-BETWEEN, TO_GRADIENT, BY_BASELINE = "between two estimates", "to the gradient", "to the gradient, late, by baseline"
+BETWEEN, TO_GRADIENT, BY_BASELINE = "between two estimates", "to the gradient", "late, to the gradient"
 #: What agents are compared by.
 Numbers = Mapping[str, Replicated]
 #: V*: it sees the time, and learns from many episodes.

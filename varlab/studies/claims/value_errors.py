@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from varlab.analysis import estimates
+from varlab.analysis import style as styles
 from varlab.analysis.replicates import Replicated
 from varlab.estimators.base import Batch
 from varlab.studies.agents import Agent, agents
@@ -67,7 +68,7 @@ def at_agent(agent: Agent, world: str, budget: Budget) -> list[dict]:
     key = {"world": world, "stage": agent.label}
     errors = {(g, a): relative_error(traj, v, y) for g, v in guesses.items() for a, y in aims.items() if (g, a) != ("V*", TRUTH)}
     rows = [
-        row(a, as_effect(e), panel=f"{world}, {agent.label}" if g == "learned V" else "", what=g, **key)
+        row(a, as_effect(e), panel=world if g == "learned V" else "", what=g, **key)
         for (g, a), e in errors.items()
     ]
     learned = {a: errors["learned V", a] for a in aims}
@@ -93,9 +94,11 @@ def value_errors(budget: Budget) -> pd.DataFrame:
     return pd.DataFrame([r for world, agent in made for r in at_agent(agent, world, budget)])
 
 
-def draw(rows: pd.DataFrame, style: object = None) -> object:
-    """Draw the errors of the learned V."""
-    return estimates.draw(rows[rows["panel"] != ""], style, xlabel="relative error on held-out episodes", columns=3)
+def draw(rows: pd.DataFrame, style: object = None) -> styles.Figure:
+    """Draw the errors of the learned V, one panel for each world."""
+    shown = rows[rows["panel"] != ""]
+    shown = shown.assign(panel=shown["world"] + "-v1", label=shown["stage"] + ": " + shown["label"])
+    return estimates.draw(shown, style, xlabel="relative error on held-out episodes")
 
 
 def number(what: str, target: str, world: str) -> Callable[[pd.DataFrame], Effect]:
