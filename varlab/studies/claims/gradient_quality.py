@@ -26,7 +26,7 @@ from varlab.values import CriticSettings
 ILYAS = "Ilyas, Engstrom, Santurkar, Tsipras, Janoos, Rudolph, Madry 2020 (A Closer Look at Deep Policy Gradients)"
 COURSES = {
     "CartPole": Course("CartPole-v1", 200, 0.97, {"init": 0, "mid": 8, "late": 16}, episodes=20, lr=3e-3),
-    "Pendulum": Course("Pendulum-v1", 200, 0.9, {"init": 0, "late": 24}, episodes=20, lr=5e-3),
+    "Pendulum": Course("Pendulum-v1", 200, 0.9, {"init": 0, "late": 48}, episodes=20, lr=5e-3),
 }
 #: Estimates of half the usual batch, and trajectories behind V*, at the default budget; by world, for they differ in cost.
 COUNT, FITTED = {"CartPole": 1000, "Pendulum": 1000}, {"CartPole": 3000, "Pendulum": 1000}
