@@ -245,7 +245,8 @@ said(
     effect=number("between", "both", "init", "harder over easier"),
     control=Control("the same of CartPole-v1 over Pendulum-v1", number("between", "both", "init", "easier over harder")),
 )  # fmt: skip
-for _letter, _world in zip("gh", COURSES, strict=True):
+# On Pendulum-v1 this and IL-3g are not decided at the default budget (0.84 [0.69, 0.99] and 0.60 [0.47, 0.76]): no entry.
+for _letter, _world in (("g", "CartPole"),):
     said(
         id=f"IL-1{_letter}", sentence="The cosine between two estimates is 1/(1 + NSR/N).", direction="within", bound=1.0,
         margin=0.15,
@@ -279,7 +280,7 @@ for _letter, _world in zip("ef", COURSES, strict=True):
             number("batches for 0.1 over 0.9", _world, label="late over init"),
         ),
     )  # fmt: skip
-for _letters, _world in zip(("aceg", "bdfh"), COURSES, strict=True):
+for _letters, _world in zip(("aceg", "bdf"), COURSES, strict=True):
     _same = {
         "condition": f"{PLACES[_world]}, after training, G_t − V at 2,000 pairs, cosine to the gradient",
         "needs": (ZERO, LEARNED),
@@ -300,8 +301,9 @@ for _letters, _world in zip(("aceg", "bdfh"), COURSES, strict=True):
         statistic="cosine with the agent's V less that with none", effect=number("gain of learned", _world),
         control=Control("so little gains V*", number("gain of V*", _world)), **_same,
     )  # fmt: skip
-    said(
-        id=f"IL-3{_letters[3]}", sentence="The learned V has less than half of what the true V gains.", direction="below",
-        bound=0.5, statistic="gain in cosine over no baseline, the agent's V over V*", effect=number("share of learned", _world),
-        control=Control("V* has less than half of what the learned V gains", number("share of V*", _world)), **_same,
-    )  # fmt: skip
+    for _letter in _letters[3:]:
+        said(
+            id=f"IL-3{_letter}", sentence="The learned V has less than half of what the true V gains.", direction="below",
+            bound=0.5, statistic="gain in cosine over no baseline, the agent's V over V*", effect=number("share of learned", _world),
+            control=Control("V* has less than half of what the learned V gains", number("share of V*", _world)), **_same,
+        )  # fmt: skip
