@@ -304,6 +304,7 @@ for _letters, _world in zip(("aceg", "bdf"), COURSES, strict=True):
     for _letter in _letters[3:]:
         said(
             id=f"IL-3{_letter}", sentence="The learned V has less than half of what the true V gains.", direction="below",
-            bound=0.5, statistic="gain in cosine over no baseline, the agent's V over V*", effect=number("share of learned", _world),
+            bound=0.5, statistic="gain in cosine over no baseline, the agent's V over V*",
+            effect=number("share of learned", _world),
             control=Control("V* has less than half of what the learned V gains", number("share of V*", _world)), **_same,
         )  # fmt: skip
