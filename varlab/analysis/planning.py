@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from scipy import optimize
+from scipy import optimize, special
 
 from varlab import checks
 
@@ -58,6 +58,32 @@ def cosine_between(nsr: float, batch_size: float) -> float:
         A number in (0, 1]; 0 for an infinite NSR.
     """
     return 1.0 / (1.0 + checks.in_range("nsr", nsr, 0.0, math.inf) / _number("batch_size", batch_size, 0.0))
+
+
+def expected_cosine(nsr: float, batch_size: float, directions: float) -> float:
+    """Expected cosine between ∇J and the mean of N unbiased gradients whose noise is normal and alike in D directions.
+
+    With κ = D N/NSR the mean length of a projected normal vector,
+
+        E cos = Γ((D + 1)/2)/Γ(D/2 + 1) √(κ/2) ₁F₁(1/2; D/2 + 1; −κ/2),
+
+    which nears (1 + NSR/N)^−1/2 as D grows and is 2 Φ(√(N/NSR)) − 1 for D = 1; between two such means it is the square.
+
+    References:
+        | Directional Statistics (Mardia and Jupp, 2000), section 9.3, on the projected normal distribution
+
+    Args:
+        nsr: tr Cov/‖∇J‖², more than 0.
+        batch_size: N.
+        directions: D, 1 or more; (tr Σ)²/tr Σ² where the noise is not alike in all of them.
+
+    Returns:
+        A number in (0, 1).
+    """
+    d = checks.in_range("directions", directions, 1.0, math.inf)
+    kappa = d * _number("batch_size", batch_size, 0.0) / _number("nsr", nsr, 0.0)
+    log_front = special.gammaln((d + 1) / 2) - special.gammaln(d / 2 + 1) + 0.5 * math.log(kappa / 2)
+    return float(math.exp(log_front) * special.hyp1f1(0.5, d / 2 + 1, -kappa / 2))
 
 
 def episodes_for_cosine(cosine: float, nsr: float, bias_ratio: float = 0.0, alignment: float = 1.0) -> float:

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from varlab import checks
 from varlab.envs.base import Environment
 from varlab.plans import BLOCKS, plan
 from varlab.preparation import Pilot, Preparation
 from varlab.rng import Streams
 from varlab.rollout import rollout
-from varlab.types import Moments, Reference
+from varlab.types import Moments, Reference, Trajectories
 
 #: Trajectories simulated together.
 TOGETHER = 4000
@@ -94,17 +95,72 @@ def repeats(job: Preparation, pilot: Pilot, n: int, count: int, stream: str = "r
 
 def gradients(job: Preparation, total: int, multiple: int, stream: str) -> Iterator[Tensor]:
     """Give per-trajectory gradients [N, K, P] float64 until ``total`` trajectories are reached, N a multiple of ``multiple``."""
-    at_once, done, part = max(1, TOGETHER // multiple) * multiple, 0, 0
-    while done < total:
-        n = min(at_once, total - done)
-        sequence = Streams(job.seed).sequence(stream, 10_000 + part)
-        traj = rollout(job.env, job.policy, n, sequence, cut=job.options["cut"])
-        out = torch.empty(n, len(job.phi), job.scores.num_parameters, dtype=torch.float64)
+    for traj in _rollouts(job, total, multiple, stream, TOGETHER):
+        out = torch.empty(len(traj), len(job.phi), job.scores.num_parameters, dtype=torch.float64)
         for index, scores, phi in job.chunks(job.terms(traj)):
             for columns, g in scores.blocks(phi):
                 out[index[:, None], :, columns] = g.transpose(1, 2)
         yield out
+
+
+def _rollouts(job: Preparation, total: int, multiple: int, stream: str, together: int) -> Iterator[Trajectories]:
+    at_once, done, part = max(1, together // multiple) * multiple, 0, 0
+    simulator = job.env.make_simulator(torch.device("cpu"))
+    while done < total:
+        n, sequence = min(at_once, total - done), Streams(job.seed).sequence(stream, 10_000 + part)
+        yield rollout(job.env, job.policy, n, sequence, cut=job.options["cut"], simulator=simulator)
         done, part = done + n, part + 1
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Independent gradient estimates: means over batches of trajectories.
+
+    Attributes:
+        mean: [M, K, P] float64.
+        names: the K choices.
+        size: N, trajectories of one batch.
+        steps: environment steps of all of them.
+    """
+
+    mean: np.ndarray
+    names: tuple[str, ...]
+    size: int
+    steps: int
+
+    @property
+    def mean_length(self) -> float:
+        """Environment steps of a trajectory, on average."""
+        return self.steps / (len(self.mean) * self.size)
+
+    def of(self, phi: str) -> np.ndarray:
+        """Return the estimates [M, P] of one choice."""
+        return self.mean[:, self.names.index(checks.one_of("choice of Φ", phi, self.names))]
+
+
+def estimates(job: Preparation, size: int, count: int, stream: str = "rollout", together: int = 1000) -> Estimates:
+    """Return means over ``count`` batches of ``size`` consecutive trajectories each.
+
+    Args:
+        job: the measurement; all batches share its values and fitted baselines.
+        size: N.
+        count: M.
+        stream: stream of randomness.
+        together: trajectories simulated together.
+
+    Returns:
+        The estimates.
+    """
+    made, steps = [], 0
+    for traj in _rollouts(job, size * count, size, stream, together):
+        total = torch.zeros(len(traj) // size, len(job.phi), job.scores.num_parameters, dtype=torch.float64)
+        for index, scores, phi in job.chunks(job.terms(traj)):
+            batch = index // size
+            for columns, g in scores.blocks(phi):
+                total[:, :, columns] += g.new_zeros(len(total), *g.shape[1:]).index_add_(0, batch, g).double()
+        made.append(total / size)
+        steps += traj.cost
+    return Estimates(torch.cat(made).numpy(), tuple(e.label for e in job.phi), size, steps)
 
 
 def reduce(h: Tensor, center: Tensor, size: int) -> dict[str, Tensor]:

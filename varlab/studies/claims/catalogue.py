@@ -22,8 +22,8 @@ TAGS = {"C": "code or logs read", "T": "text read", "A": "abstract read", "X": "
 #: Files of claims, in the order of the catalogue.
 FAMILIES = (
     "spinning_up", "baselines", "state_baselines", "horizons", "bounds", "systems", "factorised", "control_variates",
-    "action_averages", "q_prop", "mirage", "mirage_sampled", "lambda_exact", "lambda_cartpole", "discounting", "time_limits",
-    "groups", "normalisation", "tokens", "learning", "cloned_values", "order",
+    "action_averages", "q_prop", "mirage", "mirage_sampled", "gradient_quality", "value_errors", "lambda_exact",
+    "lambda_cartpole", "discounting", "time_limits", "groups", "normalisation", "tokens", "learning", "cloned_values", "order",
 )  # fmt: skip
 #: Claims of the literature that need MuJoCo-hours or language models: cited, not reproduced.
 CITED = {
