@@ -46,7 +46,7 @@ class Own:
     def __init__(self, work: Work, result: type[Result]) -> None:
         """Choose the score map."""
         self.work, self.result, self.scores = work, result, score_map(work)
-        self.chunks = tuple(sorted({4, 8, 16, 32, 64, 128, chunk(work)}))
+        self.chunks = tuple(sorted({2, 4, 8, 16, 32, 64, 128, chunk(work)}))
         self.run = {MomentsResult: self.moments, TraceResult: self.trace, PairsResult: self.pairs}[result]
 
     def __call__(self, chunk: int) -> tuple[Tensor, ...]:

@@ -36,38 +36,42 @@ def log_prob(theta: Theta, obs: jax.Array, action: jax.Array) -> jax.Array:
     return (-0.5 * ((action - x) / jnp.exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
-def _flat(theta: Theta, names: tuple[str, ...]) -> jax.Array:
-    return jnp.concatenate([theta[name].reshape(-1) for name in names])
-
-
-def nested(theta: Theta, obs: jax.Array, action: jax.Array, phi: jax.Array, names: tuple[str, ...]) -> jax.Array:
-    """Return the gradients of one trajectory under every φ, [K, P], by vmap(grad)."""
+def nested(theta: Theta, obs: jax.Array, action: jax.Array, phi: jax.Array) -> Theta:
+    """Return the gradients of one trajectory under every φ, [K, ...] for each parameter tensor, by vmap(grad)."""
 
     def loss(t: Theta, f: jax.Array) -> jax.Array:
         return (log_prob(t, obs, action) * f).sum()
 
-    return jax.vmap(lambda f: _flat(jax.grad(loss)(theta, f), names))(phi)
+    return jax.vmap(lambda f: jax.grad(loss)(theta, f))(phi)
 
 
-def from_steps(theta: Theta, obs: jax.Array, action: jax.Array, phi: jax.Array, names: tuple[str, ...]) -> jax.Array:
+def from_steps(theta: Theta, obs: jax.Array, action: jax.Array, phi: jax.Array) -> Theta:
     """Return the same from the scores of every step, S [T, P], and one product φ S."""
     single = jax.grad(lambda t, o, a: log_prob(t, o[None], a[None])[0])
-    return phi @ jax.vmap(lambda o, a: _flat(single(theta, o, a), names))(obs, action)
+    scores = jax.vmap(lambda o, a: single(theta, o, a))(obs, action)
+    return {name: phi @ z.reshape(len(z), -1) for name, z in scores.items()}
 
 
-PARTS: dict[type[Result], Callable[[jax.Array], tuple[jax.Array, ...]]] = {
-    MomentsResult: lambda g: (g.sum(0), (g * g).sum(0)),
-    TraceResult: lambda g: (g.sum(0), (g * g).sum((0, 2))),
-    PairsResult: lambda g: (((g[0::2] - g[1::2]) ** 2).sum((0, 2)) / 2,),
+def _each(function: Callable[[jax.Array], jax.Array], leaves: list[jax.Array]) -> jax.Array:
+    return jnp.concatenate([function(g) for g in leaves], 1)
+
+
+#: Sums over one chunk, from its gradients [C, K, p] tensor by tensor: put together before they are summed, they cost three times
+#: as much.
+PARTS: dict[type[Result], Callable[[list[jax.Array]], tuple[jax.Array, ...]]] = {
+    MomentsResult: lambda leaves: (_each(lambda g: g.sum(0), leaves), _each(lambda g: (g * g).sum(0), leaves)),
+    TraceResult: lambda leaves: (_each(lambda g: g.sum(0), leaves), sum((g * g).sum((0, 2)) for g in leaves)),
+    PairsResult: lambda leaves: (sum(((g[0::2] - g[1::2]) ** 2).sum((0, 2)) for g in leaves) / 2,),
 }
 
 
 @functools.cache
-def compiled(gradients: Callable[..., jax.Array], result: type[Result], names: tuple[str, ...]) -> Callable[..., tuple]:
+def compiled(gradients: Callable[..., Theta], result: type[Result], names: tuple[str, ...]) -> Callable[..., tuple]:
     """Return the compiled sums over one chunk: (θ, obs, action, φ) → parts of ``result``."""
 
     def run(theta: Theta, obs: jax.Array, action: jax.Array, phi: jax.Array) -> tuple[jax.Array, ...]:
-        return PARTS[result](jax.vmap(lambda o, a, f: gradients(theta, o, a, f, names))(obs, action, phi))
+        made = jax.vmap(lambda o, a, f: gradients(theta, o, a, f))(obs, action, phi)
+        return PARTS[result]([made[name].reshape(*phi.shape[:2], -1) for name in names])
 
     return jax.jit(run)
 
@@ -82,8 +86,8 @@ class JaxPeer:
     """
 
     name: str
-    gradients: Callable[..., jax.Array]
-    chunks: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 512)
+    gradients: Callable[..., Theta]
+    chunks: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128, 512)
     by_step: bool = False
 
     def __init__(self, work: Work, result: type[Result]) -> None:
@@ -109,9 +113,11 @@ class JaxPeer:
         made = self.result(self.work)
         with self.precision():
             run = compiled(type(self).gradients, self.result, self.names)
+            sums, made.sums = made.sums, [total.numpy() for total in made.sums]  # the same memory, added to by numpy
             for o, a, f in self._padded(chunk):
-                made.add(tuple(torch.from_numpy(np.array(x)) for x in run(self.theta, o, a, f)))
+                made.add(tuple(np.asarray(x) for x in run(self.theta, o, a, f)))
                 made.passed(len(o))
+            made.sums = sums
         return made.found()
 
     def _padded(self, chunk: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -56,13 +56,9 @@ class Opacus(TorchPeer):
 
     def gradients(self, obs: Tensor, action: Tensor, phi: Tensor) -> Iterator[Piece]:
         """Give the gradients of one choice after another."""
-        theta = [p for name, p in sorted(self.actor.named_parameters(), key=lambda item: self._place(item[0]))]
         for k in range(phi.shape[1]):
             with torch.enable_grad():
                 (self.actor(obs, action) * phi[:, k]).sum().backward()
-            yield slice(k, k + 1), torch.cat([p.grad_sample.flatten(1) for p in theta], 1).unsqueeze(1)
+            made = {name.removeprefix("_module."): p.grad_sample for name, p in self.actor.named_parameters()}
+            yield from self.tensors(slice(k, k + 1), {name: g.unsqueeze(1) for name, g in made.items()})
             self.actor.zero_grad(set_to_none=True)
-
-    def _place(self, name: str) -> int:
-        """Return the place of a parameter in θ."""
-        return list(self.theta).index(name.removeprefix("_module."))

@@ -1,6 +1,7 @@
 """What a user of torch would take instead of varlab: a loop of backward passes, ``torch.func``, per-step scores.
 
-Each peer gives the gradients of one chunk, [C, k, P] for a slice of the K choices at a time, and all share the sums made of them.
+Each peer gives the gradients of one chunk, [C, k, p] for some of the K choices and one parameter tensor at a time (putting them
+together would cost a copy), and all share the sums made of them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch.func import functional_call, grad, vjp, vmap
 from varlab.studies.speed.results import Result
 from varlab.studies.speed.works import Work
 
-Piece = tuple[slice, Tensor]
+ALL = slice(None)
+Piece = tuple[slice, slice, Tensor]
 
 
 class TorchPeer:
@@ -27,7 +29,7 @@ class TorchPeer:
     """
 
     name: str
-    chunks: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 512)
+    chunks: tuple[int, ...] = (2, 4, 8, 16, 32, 64, 128, 512)
     by_step: bool = False
 
     def __init__(self, work: Work, result: type[Result]) -> None:
@@ -40,8 +42,8 @@ class TorchPeer:
         """Return the result, with ``chunk`` trajectories at a time."""
         made = self.result(self.work)
         for o, a, f in self.work.pieces(chunk):
-            for choices, g in self.gradients(o, a, f):
-                made.add(made.parts(g), choices)
+            for choices, entries, g in self.gradients(o, a, f):
+                made.add(made.parts(g), choices, entries)
             made.passed(len(o))
         return made.found()
 
@@ -54,9 +56,16 @@ class TorchPeer:
             phi: [C, K, T].
 
         Yields:
-            (which choices, [C, k, P]).
+            (which choices, which entries of θ, [C, k, p]).
         """
         raise NotImplementedError
+
+    def tensors(self, choices: slice, gradients: dict[str, Tensor]) -> Iterator[Piece]:
+        """Give gradients [C, k, ...] by parameter tensor, in the order of θ."""
+        start = 0
+        for name, p in self.theta.items():
+            yield choices, slice(start, start + p.numel()), gradients[name].flatten(2)
+            start += p.numel()
 
     def log_prob(self, theta: dict[str, Tensor], obs: Tensor, action: Tensor) -> Tensor:
         """Return log π(a_t | s_t) [T] as a function of θ."""
@@ -71,7 +80,7 @@ class BackwardLoop(TorchPeer):
     def gradients(self, obs: Tensor, action: Tensor, phi: Tensor) -> Iterator[Piece]:
         """Give the gradients of all choices at once."""
         pieces = zip(obs, action, phi, strict=True)
-        yield slice(None), torch.stack([torch.stack([self.one(o, a, w) for w in f]) for o, a, f in pieces])
+        yield ALL, ALL, torch.stack([torch.stack([self.one(o, a, w) for w in f]) for o, a, f in pieces])
 
     def one(self, obs: Tensor, action: Tensor, phi: Tensor) -> Tensor:
         """Return ∇ Σ_t φ_t log π(a_t | s_t) [P] of one trajectory."""
@@ -93,7 +102,8 @@ class VmapGrad(TorchPeer):
 
         each = vmap(grad(loss), in_dims=(None, 0, 0, 0))
         for k in range(phi.shape[1]):
-            yield slice(k, k + 1), _flat(each(self.theta, obs, action, phi[:, k]), 1).unsqueeze(1)
+            made = each(self.theta, obs, action, phi[:, k])
+            yield from self.tensors(slice(k, k + 1), {name: g.unsqueeze(1) for name, g in made.items()})
 
 
 class VmapNested(TorchPeer):
@@ -104,11 +114,11 @@ class VmapNested(TorchPeer):
     def gradients(self, obs: Tensor, action: Tensor, phi: Tensor) -> Iterator[Piece]:
         """Give the gradients of all choices at once."""
 
-        def one(o: Tensor, a: Tensor, f: Tensor) -> Tensor:
+        def one(o: Tensor, a: Tensor, f: Tensor) -> dict[str, Tensor]:
             _, pull = vjp(lambda theta: self.log_prob(theta, o, a), self.theta)
-            return _flat(vmap(lambda w: pull(w)[0])(f), 1)
+            return vmap(lambda w: pull(w)[0])(f)
 
-        yield slice(None), vmap(one)(obs, action, phi)
+        yield from self.tensors(ALL, vmap(one)(obs, action, phi))
 
 
 class StepScores(TorchPeer):
@@ -123,11 +133,7 @@ class StepScores(TorchPeer):
             return self.log_prob(theta, o.unsqueeze(0), a.unsqueeze(0))[0]
 
         each = vmap(grad(single), in_dims=(None, 0, 0))(self.theta, obs.flatten(0, 1), action.flatten(0, 1))
-        yield slice(None), torch.bmm(phi, _flat(each, 1).view(*obs.shape[:2], -1))
-
-
-def _flat(theta: dict[str, Tensor], batched: int) -> Tensor:
-    return torch.cat([x.flatten(batched) for x in theta.values()], batched)
+        yield from self.tensors(ALL, {name: torch.bmm(phi, z.view(*obs.shape[:2], -1)) for name, z in each.items()})
 
 
 PEERS: tuple[type[TorchPeer], ...] = (VmapGrad, VmapNested, StepScores, BackwardLoop)

@@ -17,7 +17,7 @@ from torch import Tensor
 from varlab import checks
 from varlab.studies.speed.results import Result
 from varlab.studies.speed.targets import Row, absent, with_target
-from varlab.studies.speed.works import Work
+from varlab.studies.speed.works import Work, doubled
 
 #: Largest relative difference between two contenders' numbers, by dtype.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -136,17 +136,17 @@ def prepare(entrant: Entrant, work: Work, result: type[Result], longest: float) 
         A function that gives its seconds for the whole work, and its chunk size.
     """
     each = 2 * work.k * work.obs.shape[1] * work.num_parameters
-    trial = work.share(_multiple(int(min(TRIAL, work.n, TRIAL_OPERATIONS / each)), result.unit))
+    trial = work.share(doubled(result.unit, min(TRIAL, work.n, TRIAL_OPERATIONS / each)))
     contender = entrant(trial, result)
-    rows = max(work.k, work.obs.shape[1] if contender.by_step else 1)
-    allowed = min(result.longest_chunk(work.n), MOST_BYTES // (4 * rows * work.num_parameters))
+    most = MOST_BYTES // (4 * work.num_parameters * max(work.k, work.obs.shape[1] if contender.by_step else 1))
     best, chunk = np.inf, 2
-    tried = sorted({min(c, max(2, allowed)) for c in contender.chunks})
-    for size in tried:
-        # A chunk must fit into one block of the trial too; larger ones are tried on the whole work.
-        fits = size <= result.longest_chunk(trial.n)
+    for size in contender.chunks:
+        if size > max(2, most) or not result.allows(size, work.n):
+            continue
+        # Chunks that the trial cannot hold are tried on the whole work.
+        fits = result.allows(size, trial.n)
         subject, steps = (contender, trial.steps) if fits else (entrant(work, result), work.steps)
-        if not fits and best * work.steps > longest:
+        if not fits and best * steps > longest:
             break
         took = seconds(lambda s=subject, c=size: s(c)) / steps
         if took * steps < longest:  # once more, now that everything is compiled and in place
@@ -155,17 +155,13 @@ def prepare(entrant: Entrant, work: Work, result: type[Result], longest: float) 
             best, chunk = took, size
         elif took > 2 * best:
             break
-    n = work.n if best * work.steps <= longest else _multiple(int(work.n * longest / (best * work.steps)), result.unit)
-    n = min(work.n, max(n, result.unit))
+    n = min(work.n, doubled(result.unit, work.n * min(1.0, longest / (best * work.steps))))
+    while not result.allows(chunk, n):  # a small share has small blocks
+        chunk = max(result.unit // result.blocks, chunk // 2)
     part = work if n == work.n else work.share(n)
-    chunk = min(chunk, max(2, result.longest_chunk(n)))
     runner, scale = entrant(part, result), work.steps / part.steps
     runner(chunk)  # compiled and in place for this size
     return lambda: scale * seconds(lambda: runner(chunk)), chunk
-
-
-def _multiple(n: int, unit: int) -> int:
-    return max(unit, n // unit * unit)
 
 
 def race(

@@ -113,7 +113,7 @@ def draw(rows: Sequence[Row], style: object = None) -> styles.Figure | None:
                     axs[i, j].set_title(f"$T$ = {t}")
             axs[i, 0].set_ylabel(f"{result},\n{mlp}")
         marks.log(axs[0, 0], "y", ratios | {1.0})
-        axs[0, 0].set_xscale("log")
+        axs[0, 0].set_xscale("log", base=2)
         axs[0, 0].set_xlim(min(choices) / 1.6, max(choices) * 1.6)
         axs[0, 0].set_xticks(choices, [str(k) for k in choices])
         axs[0, 0].set_xticks([], minor=True)
@@ -144,9 +144,9 @@ def caption(rows: Sequence[Row], machine: str, command: str) -> str:
     return (
         f"{captions.MARK}\n"
         "How many times longer peers took than varlab for the same numbers, median of interleaved repeats; the bars span all "
-        "repeats of one run. Above the grey line at 1 varlab is faster. Every contender takes its own best chunk size. Moments are "
-        "the mean and second moment of every parameter; a trace variance is the unbiased tr Cov with its interval, from gradients "
-        "(as a measurement finds it) or from disjoint pairs of joined trajectories by their Grams. Grams lose where trajectories "
-        f"are long and Φ are few. {count} comparisons in all; see table.md. {machine}\n\n"
+        "repeats of one run. Above the grey line at 1 varlab is faster. Every contender takes its own best chunk size. Moments "
+        "are the mean and second moment of every parameter; a trace variance is the unbiased tr Cov with its interval, from "
+        "gradients (as a measurement finds it) or from disjoint pairs of joined trajectories by their Grams. Grams lose where "
+        f"trajectories are long and Φ are few. {count} comparisons in all; see table.md. {machine}\n\n"
         f"Command: `{command}`\n"
     )

@@ -18,6 +18,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from varlab import checks
 from varlab.studies.speed.works import BLOCKS, UNIT, Work
 
 LEVEL = 0.95
@@ -44,9 +45,9 @@ class Result(ABC):
         self.sums = [torch.zeros(*shape, *tail, **like) for tail in self.tails(work.num_parameters)]
 
     @classmethod
-    def longest_chunk(cls, n: int) -> int:
-        """Return how many of n trajectories a chunk may hold."""
-        return n // cls.blocks
+    def allows(cls, chunk: int, n: int) -> bool:
+        """Return whether n trajectories may be done ``chunk`` at a time: all at once, or so that chunks fill the blocks."""
+        return chunk <= n if cls.blocks == 1 else n // cls.blocks % chunk == 0
 
     @staticmethod
     @abstractmethod
@@ -56,20 +57,30 @@ class Result(ABC):
     @staticmethod
     @abstractmethod
     def parts(g: Tensor) -> tuple[Tensor, ...]:
-        """Return the sums over one chunk of gradients [C, K, P]."""
+        """Return the sums over one chunk of gradients [C, k, p], of some choices and entries."""
 
     @abstractmethod
     def found(self) -> tuple[Tensor, ...]:
         """Return the result."""
 
-    def add(self, parts: tuple[Tensor, ...], choices: slice = slice(None)) -> None:
-        """Add the sums over one chunk, under some of the choices of φ."""
+    def add(self, parts: tuple[Tensor, ...], choices: slice = slice(None), entries: slice = slice(None)) -> None:
+        """Add the sums over one chunk, under some of the choices of φ and for some entries of θ."""
         block = self.seen * self.blocks // self.n
         for total, part in zip(self.sums, parts, strict=True):
-            total[block, choices] += part
+            total[(block, choices, entries)[: total.ndim]] += part
 
     def passed(self, trajectories: int) -> None:
-        """Note that so many trajectories are done under every choice."""
+        """Note that so many trajectories are done under every choice.
+
+        Raises:
+            InputError: if they reach over the end of a block.
+        """
+        first, last = (i * self.blocks // self.n for i in (self.seen, self.seen + trajectories - 1))
+        if first != last:
+            raise checks.InputError(
+                f"Chunks that fill blocks of {self.n // self.blocks} trajectories were expected, but one of {trajectories} reaches "
+                "over the end of a block; take a divisor."
+            )
         self.seen += trajectories
 
 

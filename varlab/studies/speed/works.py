@@ -7,6 +7,7 @@ of CartPole's own episodes, longest first, so that every contender may trim its 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,7 @@ from varlab.rollout import rollout
 
 #: Trajectories fall into so many blocks of equal size, from which intervals are made.
 BLOCKS = 16
-#: Trajectories of a work are a multiple: two to a pair, a pair at least to a block.
+#: Trajectories of a work are this times a power of two: two to a pair, a pair at least to a block, and blocks that chunks fill.
 UNIT = 2 * BLOCKS
 #: Floating-point operations of a work, about: 2 N T K P. Larger trajectories are fewer.
 OPERATIONS = 1.3e11
@@ -91,8 +92,13 @@ class Work:
 
 
 def size(k: int, t: int, parameters: int, most: int = 512) -> int:
-    """Return how many trajectories a work holds: ``most``, fewer where they are large, a multiple of :data:`UNIT`."""
-    return int(min(most, max(1, OPERATIONS / (2 * k * t * parameters) // UNIT) * UNIT))
+    """Return how many trajectories a work holds: ``most``, fewer where they are large."""
+    return doubled(UNIT, min(most, OPERATIONS / (2 * k * t * parameters)))
+
+
+def doubled(unit: int, most: float) -> int:
+    """Return the largest unit · 2^j that is at most ``most``, or the unit."""
+    return unit * 2 ** int(math.log2(max(1.0, most / unit)))
 
 
 def make(
@@ -122,13 +128,15 @@ def make(
         The work, in float32.
 
     Raises:
-        InputError: unless the trajectories fill blocks of pairs.
+        InputError: unless the trajectories fill blocks of pairs, each a power of two.
     """
     world = envs.make("Pendulum-v1" if gaussian else "CartPole-v1", horizon=t)
     policy = policies.make("mlp", world, hidden=list(hidden))
     n = size(k, t, num_parameters(policy)) if n is None else checks.positive_int("n", n)
-    if n % UNIT:
-        raise checks.InputError(f"A multiple of {UNIT} trajectories was expected for a benchmark, but n is {n}; round it.")
+    if n != doubled(UNIT, n):
+        raise checks.InputError(
+            f"{UNIT} times a power of two was expected as the trajectories of a benchmark, but n is {n}; try {doubled(UNIT, n)}."
+        )
     lengths, drawn = rng.children(rng.Streams(seed).sequence("rollout"), 2)
     length = torch.full((n,), t)
     if ragged:
