@@ -66,9 +66,9 @@ class Own:
         total = block(self.work, per_parameter=False)
         for o, a, f in self.work.pieces(chunk):
             total.add(self.scores.at(o, a), f)
-            if total.n == held:
+            if total.n >= held:
                 made.add((total.s1, total.norm_sq))
-                made.passed(held)
+                made.passed(total.n)
                 total = block(self.work, per_parameter=False)
         return made.found()
 

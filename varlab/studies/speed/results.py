@@ -78,8 +78,8 @@ class Result(ABC):
         first, last = (i * self.blocks // self.n for i in (self.seen, self.seen + trajectories - 1))
         if first != last:
             raise checks.InputError(
-                f"Chunks that fill blocks of {self.n // self.blocks} trajectories were expected, but one of {trajectories} reaches "
-                "over the end of a block; take a divisor."
+                f"Chunks that fill blocks of {self.n // self.blocks} trajectories were expected, but one of {trajectories} "
+                "reaches over the end of a block; take a divisor."
             )
         self.seen += trajectories
 
