@@ -43,9 +43,11 @@ def main(cfg: DictConfig) -> None:
     storage.write_json(out / "latest.json", report.as_json(rows))
     storage.write_text(out / "table.md", report.to_markdown(rows, machine))
     written: list[Path] = [out / "latest.json", out / "table.md"]
-    figure = report.draw(rows)
-    if figure is not None:
-        written += figures.save(figure, out, "ratios", report.caption(rows, machine, command))
+    drawn = {"ratios": report.draw(rows), "growth": report.draw_growth(rows)}
+    captions = {"ratios": report.caption(rows, machine, command), "growth": report.growth_caption(machine, command)}
+    for name, figure in drawn.items():
+        if figure is not None:
+            written += figures.save(figure, out, name, captions[name])
     print("Written:", *written, sep="\n  ")
 
 

@@ -49,6 +49,18 @@ def test_the_figure_has_a_panel_for_each_result_and_length():
     assert report.draw([ROWS[-1]]) is None
 
 
+def test_growth_is_drawn_over_the_smallest_size():
+    rows = [Row("time of a measurement, n; 1,000 to 4,000", targets.IN_PROPORTION, 0.8, 0.7, 0.9)]
+    rows += [Row(f"time of trace variance by pairs, K; 1 to {k}", targets.IN_PROPORTION, k / 2, 1.0, k) for k in (8, 64)]
+    assert report.grown(rows) == {
+        "n": {"a measurement": [(1000, 1.0), (4000, 5.0)]}, "K": {"trace variance by pairs": [(1, 1.0), (8, 2.0), (64, 2.0)]},
+    }  # fmt: skip
+    figure = report.draw_growth(rows + ROWS)
+    assert [ax.get_xlabel() for ax in figure.axes] == ["$n$", "$K$"]
+    (line,) = [x for x in figure.axes[1].lines if x.get_gid() != "proportion"]
+    assert list(line.get_ydata()) == [1.0, 2.0, 2.0] and report.draw_growth(ROWS) is None
+
+
 def test_colours_and_markers_of_peers_differ():
     for part in (0, 1, 2):
         assert len({look[part] for look in report.LOOKS.values()}) == len(report.LOOKS)

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from varlab.analysis import captions, marks
 from varlab.analysis import style as styles
 from varlab.studies.speed import targets
+from varlab.studies.speed.results import MomentsResult, PairsResult, TraceResult
 from varlab.studies.speed.targets import Row
 
 #: Fields of a row that other programs read.
@@ -25,6 +26,14 @@ LOOKS: Mapping[str, tuple[str, str, str]] = {
     targets.JAX_STEPS: ("#882255", "X", "per-step scores, jax.jit"),
     targets.PAIRS: ("#999933", "*", "varlab's own Grams of pairs"),
 }
+#: What grew → colour, marker and name in a figure.
+GROWN: Mapping[str, tuple[str, str, str]] = {
+    "a measurement": ("#000000", "o", "whole measurement"),
+    MomentsResult.name: ("#56B4E9", "^", "moments of every parameter"),
+    TraceResult.name: ("#CC6677", "v", "trace variance from gradients"),
+    PairsResult.name: ("#999933", "*", "trace variance from Grams of pairs"),
+}
+GROWTH = re.compile(r"time of (?P<what>[a-z ]+), (?P<setting>[nKTP]); (?P<first>[\d,]+) to (?P<last>[\d,]+)")
 GRADIENTS = re.compile(r"(?P<result>[a-z ]+) K=(?P<k>\d+) T=(?P<t>\d+) MLP (?P<mlp>[\d×]+);")
 
 
@@ -136,6 +145,73 @@ def _panel(ax, panel: Mapping[str, Mapping[int, Row]]) -> None:  # noqa: ANN001
         low = [r.ratio_median - r.ratio_min for r in made]
         high = [r.ratio_max - r.ratio_median for r in made]
         ax.errorbar(sorted(by_k), middle, (low, high), color=color, marker=marker, elinewidth=0.7, gid=peer)
+
+
+def grown(rows: Sequence[Row]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Return setting → what → (size, time over that of the smallest), the smallest first."""
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row in rows:
+        match = GROWTH.fullmatch(row.work)
+        if match:
+            first, last = (int(match[end].replace(",", "")) for end in ("first", "last"))
+            curve = found.setdefault(match["setting"], {}).setdefault(match["what"], [(first, 1.0)])
+            curve.append((last, last / first / row.ratio_median))
+    return found
+
+
+def draw_growth(rows: Sequence[Row], style: object = None) -> styles.Figure | None:
+    """Draw how varlab's time grows with n, K, T and P, over that of the smallest size; dashed is growth in proportion.
+
+    Args:
+        rows: of a benchmark.
+        style: see :func:`varlab.analysis.style.make`.
+
+    Returns:
+        The Figure, or None without rows of growth.
+    """
+    panels = grown(rows)
+    if not panels:
+        return None
+    with styles.context(style) as s:
+        figure = styles.Figure(figsize=(s.text, 2.3), layout="constrained")
+        axs = figure.subplots(1, len(panels), squeeze=False)[0]
+        for ax, (setting, curves) in zip(axs, panels.items(), strict=True):
+            sizes = sorted({size for curve in curves.values() for size, _ in curve})
+            times = {time for curve in curves.values() for _, time in curve}
+            ends = [sizes[0], sizes[-1]]
+            ax.plot(ends, [1, ends[1] / ends[0]], color=marks.GREY, linestyle="--", zorder=1, gid="proportion")
+            for what, curve in curves.items():
+                color, marker, _ = GROWN[what]
+                ax.plot(*zip(*curve, strict=True), color=color, marker=marker, gid=what)
+            marks.log(ax, "y", times | {1.0, sizes[-1] / sizes[0]})
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(sizes, [_short(size) for size in sizes])
+            ax.set_xticks([], minor=True)
+            ax.set_xlim(sizes[0] / 1.4, sizes[-1] * 1.4)
+            ax.set_xlabel(f"${setting}$")
+            ax.grid(axis="y")
+        axs[0].set_ylabel("time / time of the smallest")
+        drawn = [w for w in GROWN if any(w in curves for curves in panels.values())]
+        handles = [Line2D([], [], color=GROWN[w][0], marker=GROWN[w][1], label=GROWN[w][2]) for w in drawn]
+        handles.append(Line2D([], [], color=marks.GREY, linestyle="--", label="in proportion"))
+        figure.legend(handles=handles, loc="outside upper center", ncols=3)
+    return figure
+
+
+def _short(size: int) -> str:
+    """Return a size as a tick says it."""
+    return f"{size / 1000:.3g}k" if size >= 10_000 else str(size)
+
+
+def growth_caption(machine: str, command: str) -> str:
+    """Return the caption of :func:`draw_growth`'s figure."""
+    return (
+        f"{captions.MARK}\n"
+        "How varlab's time grows: of a whole measurement (CartPole, all Φ of the source text, n_reference = n) with n, of "
+        "per-trajectory results with the number K of Φ, the length T and the number P of parameters, the others at K = 8, "
+        f"T = 100 and 64×64; medians, over the smallest size. Dashed is growth in proportion. {machine}\n\n"
+        f"Command: `{command}`\n"
+    )
 
 
 def caption(rows: Sequence[Row], machine: str, command: str) -> str:
