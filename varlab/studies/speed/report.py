@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from matplotlib.lines import Line2D
-
 from varlab.analysis import captions, marks
 from varlab.analysis import style as styles
 from varlab.studies.speed import targets
@@ -129,7 +127,7 @@ def draw(rows: Sequence[Row], style: object = None) -> styles.Figure | None:
         figure.supxlabel("choices of $\\Phi$, $K$", fontsize=s.font_size)
         figure.supylabel("time of the peer / time of varlab", fontsize=s.font_size)
         drawn = [p for p in LOOKS if any(p in panel for panel in panels.values())]
-        handles = [Line2D([], [], color=LOOKS[p][0], marker=LOOKS[p][1], label=LOOKS[p][2]) for p in drawn]
+        handles = [marks.handle(LOOKS[p][2], *LOOKS[p][:2]) for p in drawn]
         figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
@@ -192,8 +190,8 @@ def draw_growth(rows: Sequence[Row], style: object = None) -> styles.Figure | No
             ax.grid(axis="y")
         axs[0].set_ylabel("time / time of the smallest")
         drawn = [w for w in GROWN if any(w in curves for curves in panels.values())]
-        handles = [Line2D([], [], color=GROWN[w][0], marker=GROWN[w][1], label=GROWN[w][2]) for w in drawn]
-        handles.append(Line2D([], [], color=marks.GREY, linestyle="--", label="in proportion"))
+        handles = [marks.handle(GROWN[w][2], *GROWN[w][:2]) for w in drawn]
+        handles.append(marks.handle("in proportion", marks.GREY, linestyle="--"))
         figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
 
