@@ -128,10 +128,11 @@ def test_operations_of_a_small_network_by_hand():
     assert peak.operations(work) == 32 * 7 * (2 * 20 + 4 * 10 + 2 * 3 * 30)
 
 
-def test_small_works_give_rows_with_ratios():
+def test_small_works_give_rows_with_ratios(monkeypatch):
+    monkeypatch.setattr(catalogue, "peers_of", lambda result, k: [targets.JAX, targets.STEPS])
     sizes = catalogue.Sizes(
         race.Budget(1, 0.05), k=(2,), t=(5,), hidden=((4,),), n=32, whole_n=60, loop_trajectories=2, growth_n=(60, 120),
-        sampling_steps=200,
+        sampling_steps=200, loop_steps=20,
     )  # fmt: skip
     made = {name: list(run(sizes)) for name, run in catalogue.WORKS.items() if name in ("trace", "peak", "sampling", "whole")}
     assert [len(made[name]) for name in ("sampling", "whole", "peak")] == [4, 1, 1]

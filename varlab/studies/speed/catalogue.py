@@ -27,6 +27,7 @@ class Sizes:
         memory_n: trajectories of the measurements whose memory is taken.
         growth_n: trajectories of those whose time is compared.
         sampling_steps: steps of one batch of episodes.
+        loop_steps: steps of the loop over one environment beside it.
         device: torch device.
         threads: of torch, for processes of their own.
     """
@@ -41,6 +42,7 @@ class Sizes:
     memory_n: Sequence[int] = (100_000, 1_000_000)
     growth_n: Sequence[int] = (20_000, 40_000, 80_000)
     sampling_steps: int = 400_000
+    loop_steps: int = 2000
     device: str = "cpu"
     threads: int = 2
 
@@ -167,7 +169,7 @@ WORKS: Mapping[str, Callable[[Sizes], Iterator[Row] | list[Row]]] = {
     "moments": moments,
     "trace": trace,
     "shapes": shapes,
-    "sampling": lambda s: sampling.sampling(s.budget, s.sampling_steps),
+    "sampling": lambda s: sampling.sampling(s.budget, s.sampling_steps, s.loop_steps),
     "whole": lambda s: whole.whole(s.budget, s.whole_n, s.loop_trajectories),
     "memory": lambda s: memory.memory(s.memory_n, s.threads),
     "growth": grown,

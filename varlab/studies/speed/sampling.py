@@ -16,7 +16,7 @@ from varlab.rollout import rollout
 from varlab.studies.speed.race import Budget, compare, seconds
 from varlab.studies.speed.targets import ONE_ENVIRONMENT, Row
 
-#: Name → (Gymnasium id, kind of policy, episodes that one part of a measurement simulates together).
+#: Name → (Gymnasium id, kind of policy).
 WORLDS: Mapping[str, tuple[str, str]] = {
     "sampling CartPole-v1, MLP": ("CartPole-v1", "mlp"),
     "sampling FrozenLake-v1, softmax table": ("FrozenLake-v1", "softmax_table"),
