@@ -1,5 +1,5 @@
-# Each target makes .venv first where it is missing (test-extras its own .venv-extras); nothing else is needed beforehand but
-# Python 3.11 or newer.
+# Each target makes .venv first where it is missing (test-extras and benchmark their own: .venv-extras, .venv-bench); nothing else
+# is needed beforehand but Python 3.11 or newer.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -9,6 +9,8 @@ STAMP := .venv/.installed
 # Other libraries that varlab is checked against live apart, so that .venv holds what varlab needs and nothing else.
 EXTRAS_PY := .venv-extras/bin/python
 EXTRAS_STAMP := .venv-extras/.installed
+BENCH_PY := .venv-bench/bin/python
+BENCH_STAMP := .venv-bench/.installed
 
 .PHONY: help reproduce test test-extras test-oracles calibrate benchmark lint clean browser
 
@@ -39,19 +41,20 @@ test-oracles: $(STAMP)  ## compare exact moments with a million trajectories on 
 calibrate: $(STAMP)  ## measure how often the intervals hold exact values (about an hour on 2 cores; resumes where it stopped)
 	$(PY) scripts/calibrate.py
 
-benchmark: $(STAMP)  ## print the speed of varlab against its peers, as ratios
-	$(PY) scripts/benchmark.py
+benchmark: $(BENCH_STAMP)  ## race varlab against its peers, JAX and Opacus among them, installed into .venv-bench
+	$(BENCH_PY) scripts/benchmark.py
 
 lint: $(STAMP)  ## check style and docstrings
 	$(PY) -m ruff check .
 
-clean:  ## remove caches and build leftovers; keeps both environments and every result
+clean:  ## remove caches and build leftovers; keeps all environments and every result
 	rm -rf .pytest_cache .ruff_cache build dist *.egg-info
 	find varlab scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): EXTRA := test
 $(EXTRAS_STAMP): EXTRA := extras
-$(STAMP) $(EXTRAS_STAMP): pyproject.toml constraints.txt
+$(BENCH_STAMP): EXTRA := bench
+$(STAMP) $(EXTRAS_STAMP) $(BENCH_STAMP): pyproject.toml constraints.txt
 	@test -x $(@D)/bin/python || command -v $(PYTHON) > /dev/null || { echo "varlab needs Python 3.11 or newer, but '$(PYTHON)' was not found; install it or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@test -x $(@D)/bin/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "varlab needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) -V 2>&1); name a newer one: make PYTHON=python3.11" >&2; exit 1; }
 	@test -x $(@D)/bin/python || $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "Python's venv module was expected, but '$(PYTHON)' lacks it; install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }

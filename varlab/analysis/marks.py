@@ -51,6 +51,11 @@ def handles(names: Sequence[str]) -> list[Line2D]:
     return [Line2D([], [], color=k.color, marker=k.marker, markerfacecolor=k.face, label=k.label) for k in looks]
 
 
+def handle(label: str, color: str, marker: str = "", linestyle: str = "-") -> Line2D:
+    """Return the legend entry of a curve that is not one of a Φ."""
+    return Line2D([], [], color=color, marker=marker, linestyle=linestyle, label=label)
+
+
 def legend(ax: Axes, names: Sequence[str]) -> None:
     """Name the Φ to the right of the axes, where no data can be hidden."""
     ax.legend(handles=handles(names), loc="center left", bbox_to_anchor=(1.01, 0.5), borderaxespad=0, handletextpad=0.5)

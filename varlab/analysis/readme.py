@@ -49,11 +49,15 @@ def worlds_table() -> str:
 
 
 def speed_table(text: str) -> str:
-    """Return the benchmark rows (JSON) as a table of ratios."""
-    lines = ["| work | beside | times faster (median, range) |", "| --- | --- | --- |"]
+    """Return the benchmark rows (JSON) that have a target as a table of ratios."""
+    lines = ["| work | beside | ratio (median, range) | target |", "| --- | --- | --- | --- |"]
     for row in json.loads(text):
-        span = f"{row['ratio_median']:.1f} ({row['ratio_min']:.1f} to {row['ratio_max']:.1f})"
-        lines.append(f"| {row['work']} | {row['peer']} | {span} |")
+        if row["target"] is None:
+            continue
+        span = "absent"
+        if row["ratio_median"] is not None:
+            span = f"{row['ratio_median']:.3g} ({row['ratio_min']:.3g} to {row['ratio_max']:.3g})"
+        lines.append(f"| {row['work']} | {row['peer']} | {span} | ≥ {row['target']:g} |")
     return "\n".join(lines)
 
 

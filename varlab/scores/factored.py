@@ -70,13 +70,21 @@ class FactoredBatch(StepScores):
         beside = [None if x is None else (joined(x),) * 2 for x in grams.inputs(self.factors)]
         return grams.gram(deltas, beside, Workspace())
 
-    def products(self, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ‖g_i‖² [C, K] and ⟨g_2j, g_2j+1⟩ [C / 2, K], through Grams where those are cheaper."""
-        c, k, t = phi.shape
+    def products(self, phi: Tensor, way: str = "cheaper") -> tuple[Tensor, Tensor]:
+        """Return ‖g_i‖² [C, K] and ⟨g_2j, g_2j+1⟩ [C / 2, K].
+
+        Args:
+            phi: [C, K, T], C even.
+            way: through ``grams``, through ``gradients``, or the ``cheaper`` of the two.
+
+        Returns:
+            The products.
+        """
+        _, k, t = phi.shape
         through_grams, through_gradients = grams.cost(self.factors, k, t)
-        if through_grams < through_gradients:
-            return grams.products(self.factors, phi, self.work, max(1, GRAM_NUMBERS // (3 * t * t + k * t)))
-        return products_of(self, phi)
+        if way == "gradients" or way == "cheaper" and through_gradients <= through_grams:
+            return products_of(self, phi)
+        return grams.products(self.factors, phi, self.work, max(1, GRAM_NUMBERS // (3 * t * t + k * t)))
 
     def rows(self, index: slice) -> FactoredBatch:
         """Return the scores of some of the trajectories; buffers are shared."""
