@@ -120,7 +120,7 @@ def at_agent(agent: Agent, world: str, budget: Budget) -> tuple[list[dict], Numb
     job = agent.job(choices(agent, budget, FITTED[world]))
     size, (count, further) = batch_of(agent), counts(world, agent.label, budget)
     made, other = sampled(job, size, count, "rollout"), sampled(job, size, further, "reference")
-    x, n, pairs = made.of(PRACTICE), size * count, size * made.mean_length
+    x, n, pairs = made.of(PRACTICE), size * len(made.mean), size * made.mean_length
     rows, key = [], {"world": world, "stage": agent.label}
 
     def number(what: str, e: Effect, label: str = "") -> None:
@@ -136,7 +136,7 @@ def at_agent(agent: Agent, world: str, budget: Budget) -> tuple[list[dict], Numb
             exact = form if reference is None else np.sqrt(max(form, 0.0))
             rows.append(row(label, effect(found, n), panel=panel, x=k * pairs, exact=exact, what="curve", **key))
 
-    usual, many, reference = pooled(x, USUALLY), pooled(x, count // LARGEST), reference_of(other, PRACTICE)
+    usual, many, reference = pooled(x, USUALLY), pooled(x, len(x) // LARGEST), reference_of(other, PRACTICE)
     curve(BETWEEN, agent.label, PRACTICE, None)
     curve(TO_GRADIENT, agent.label, PRACTICE, reference)
     between, form, small, large = (
