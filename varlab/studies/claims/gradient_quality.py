@@ -32,8 +32,8 @@ COURSES = {
 FITTED = {"CartPole": 3000, "Pendulum": 1000}
 #: Estimates of half the usual batch at the default budget, and as many again for E g.
 COUNT = 1000
-# n was set from runs with seeds 7 and 0, which with 1,000 estimates left IL-1h and IL-3h undecided. Those behind E g stay at
-# 1,000: their error was 0.3 % of the variance of IL-3h and is none of IL-1h's.
+# n was set from runs with seeds 7 and 0, because the first n, 1,000 estimates, left IL-1h and IL-3h undecided in both. Those
+# behind E g stay at 1,000: with seed 7 their error made 0.3 % of the variance of IL-3h; IL-1h does not use them.
 #: Estimates of an agent that takes more.
 MORE = {("Pendulum", "late"): 6000}
 #: Most estimates of an agent at any budget: those of four Φ fill 1.4 GB.
