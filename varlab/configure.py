@@ -118,6 +118,20 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
+def reference_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """Build the arguments of a plan whose sampled reference is wanted alone, from ``conf/reference.yaml``.
+
+    Args:
+        cfg: the composed configuration, whose n is that of the reference.
+
+    Returns:
+        The keyword arguments of :func:`varlab.plans.plan`; the measurement's own are the smallest that do.
+    """
+    made = arguments(cfg)
+    n = made["n"]
+    return {**made, "n": 50, "n_reference": n, "group_size": 1, "groups": 1, "phi": choices({"total_return": None})}
+
+
 def training_arguments(cfg: DictConfig, seed: int) -> dict[str, Any]:
     """Build everything that ``varlab.training.plan`` needs from a composed configuration.
 
