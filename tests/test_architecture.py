@@ -13,8 +13,8 @@ ROOT = Path(varlab.__file__).resolve().parent
 #: From the bottom up: a room may import rooms before it and itself.
 ORDER = (
     "checks", "capabilities", "types", "layout", "rng", "storage", "envs", "policies", "rollout", "values", "estimators",
-    "scores", "terms", "oracles", "analysis", "plans", "summary", "sources", "preparation", "shards", "experiment", "traces", "training",
-    "studies", "provenance", "configure",
+    "scores", "terms", "oracles", "analysis", "plans", "summary", "sources", "preparation", "shards", "experiment", "traces",
+    "training", "studies", "provenance", "configure",
 )  # fmt: skip
 #: Who may name files: storage writes, provenance asks git, configure finds conf/, and figures and tables save through storage.
 DISK = ("storage", "provenance", "configure", "analysis.figures", "analysis.tables")

@@ -278,19 +278,17 @@ class Preparation:
         return self.sources.of(self._objective_gamma(objective), self.options["reference_seed"])
 
     def reference(self, objective: str, pilot: Pilot, cache: object | None) -> Reference:
-        """Return ∇J of one objective: given, exact, from the cache, or sampled.
-
-        Raises:
-            InputError: if the reference given is of another policy or objective.
-        """  # noqa: DOC502
+        """Return ∇J of one objective: given, exact, from the cache, or sampled."""
         given, gamma = self.options["reference"], self._objective_gamma(objective)
         if isinstance(given, Reference):
             return references.check_given(given, objective, self.scores.num_parameters)
         if self._reference_is_exact():
             digest = storage.digest({**self._reference_settings(), "gamma": gamma, "kind": "exact"})
             return references.exact(self.env, self.double_policy(self.policy), gamma, objective, digest)
-        sizes = (self.options["n"], self.options["max_reference"], BLOCKS, pilot.reference_variance.get(objective))
-        n = self.options["n_reference"] or references.size_for(*sizes, pilot.variance)
+        n = self.options["n_reference"]
+        if n is None:
+            own, wanted = pilot.reference_variance[objective], self.options["n"]
+            n = references.size_for(wanted, self.options["max_reference"], BLOCKS, own, pilot.variance)
         digest = self.reference_digest(objective, n)
         found = cache.get(digest) if cache is not None else None
         if found is not None:

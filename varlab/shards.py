@@ -37,8 +37,8 @@ class Shards:
         self.n = planned.options["n_reference"]
         if planned.options["reference"] != "sampled" or self.n is None:
             raise checks.InputError(
-                f"A sampled reference of a stated size was expected, but reference={planned.options['reference']} with n_reference="
-                f"{self.n} came; set reference=sampled and its number of trajectories."
+                f"A sampled reference of a stated size was expected, but reference={planned.options['reference']} with "
+                f"n_reference={self.n} came; set reference=sampled and its number of trajectories."
             )
         if self.shards > (blocks := planned.settings["blocks"]):
             raise checks.InputError(
@@ -93,9 +93,9 @@ class Shards:
         if lacking:
             named = ", ".join(f"{i} ({state})" for i, state in lacking.items())
             raise checks.InputError(
-                f"All {self.shards} shards of a reference of {self.n} trajectories were expected in {self.cache.folder}, but some "
-                f"are not there or cannot be used: {named}; make them with shard={','.join(map(str, lacking))} and the same "
-                "settings."
+                f"All {self.shards} shards of a reference of {self.n} trajectories were expected in {self.cache.folder}, but "
+                f"some are not there or cannot be used: {named}; make them with shard={','.join(map(str, lacking))} and the "
+                "same settings."
             )
         found = {}
         for objective, digest in self.digests.items():
