@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from varlab import configure
+from varlab import complaints, configure, guard
 from varlab.checks import InputError
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
@@ -67,15 +67,19 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
 
     words = sys.argv[1:]
     try:
+        guard.check_words(words)
         configure.refuse_out_in_multirun(words)
     except InputError as error:
         _refuse(str(error))
     try:
-        hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(job)()
+        with guard.guarded():
+            hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(job)()
+    except guard.ForeignCodeError as error:
+        _refuse(str(error))
     except InputError:  # out of a multirun alone: the sentence was logged when its job ended
         _refuse("At least one job of the multirun had unusable input, as logged above; the others are complete.")
     except (HydraException, OmegaConfBaseException) as error:
-        _refuse(configure.explain(error, words, CONF, config_name))
+        _refuse(complaints.explain(error, words, CONF, config_name))
 
 
 def _refuse(sentence: str) -> None:

@@ -14,10 +14,10 @@ ROOT = Path(varlab.__file__).resolve().parent
 ORDER = (
     "checks", "capabilities", "types", "layout", "rng", "storage", "envs", "policies", "rollout", "values", "estimators",
     "scores", "terms", "oracles", "analysis", "plans", "summary", "sources", "preparation", "shards", "experiment", "traces",
-    "training", "studies", "provenance", "configure",
+    "training", "studies", "provenance", "user_modules", "guard", "complaints", "configure",
 )  # fmt: skip
-#: Who may name files: storage writes, provenance asks git, configure finds conf/, and figures and tables save through storage.
-DISK = ("storage", "provenance", "configure", "analysis.figures", "analysis.tables")
+#: Who may name files: storage writes, provenance asks git, complaints looks into conf/; figures and tables save through storage.
+DISK = ("storage", "provenance", "user_modules", "complaints", "configure", "analysis.figures", "analysis.tables")
 #: Reading and writing by other doors than open().
 DISK_CALLS = {
     "open", "save", "savez", "savetxt", "load", "loadtxt", "savefig", "to_csv", "to_parquet", "to_pickle", "read_csv",
@@ -212,7 +212,7 @@ def test_only_figures_know_plotting():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
             if isinstance(node, (ast.Import, ast.ImportFrom)) and names[0].split(".")[0] in (*PLOTTING, "hydra", "omegaconf"):
                 drawing = name.startswith("analysis.") and names[0].split(".")[0] in PLOTTING
-                if not drawing and name != "configure" and not name.startswith("storage"):
+                if not drawing and name not in ("configure", "guard", "complaints") and not name.startswith("storage"):
                     yield node.lineno
 
     assert not where(rule)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import numbers
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # a mistyped setting is told without waiting for torch
+    import torch
+    from torch import Tensor
 
 
 class InputError(ValueError):
@@ -84,9 +86,9 @@ def finite_rows(what: str, x: Tensor, env: str, first_trajectory: int, time: int
     Raises:
         InputError: naming environment, trajectory and step of the first bad row.
     """
-    if not x.is_floating_point() or torch.isfinite(x.sum()):  # a finite sum is the cheap proof that every entry is finite
+    if not x.is_floating_point() or x.sum().isfinite():  # a finite sum is the cheap proof that every entry is finite
         return
-    good = torch.isfinite(x.reshape(x.shape[0], -1)).all(1)
+    good = x.reshape(x.shape[0], -1).isfinite().all(1)
     if bool(good.all()):
         return  # a huge but finite batch whose sum overflowed
     row = int((~good).nonzero()[0])
@@ -104,6 +106,8 @@ def device_of(device: str | torch.device) -> torch.device:
     Raises:
         InputError: if the name is unknown or the device is absent.
     """
+    import torch
+
     try:
         wanted = torch.device(device)
         torch.empty(1, device=wanted)
@@ -116,4 +120,6 @@ def device_of(device: str | torch.device) -> torch.device:
 
 def dtype_of(name: str) -> torch.dtype:
     """Return ``float32`` or ``float64`` as a torch dtype."""
+    import torch
+
     return getattr(torch, one_of("dtype", name, ("float32", "float64")))
