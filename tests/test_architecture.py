@@ -14,7 +14,8 @@ ROOT = Path(varlab.__file__).resolve().parent
 ORDER = (
     "checks", "capabilities", "types", "layout", "rng", "storage", "envs", "policies", "rollout", "values", "estimators",
     "scores", "terms", "oracles", "analysis", "plans", "summary", "sources", "preparation", "shards", "experiment", "traces",
-    "training", "studies", "provenance", "user_modules", "guard", "complaints", "configure",
+    "training", "studies", "provenance", "user_modules", "guard", "kinds", "complaints",
+    "configure",
 )  # fmt: skip
 #: Who may name files: storage writes, provenance asks git, complaints looks into conf/; figures and tables save through storage.
 DISK = ("storage", "provenance", "user_modules", "complaints", "configure", "analysis.figures", "analysis.tables")

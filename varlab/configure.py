@@ -6,9 +6,11 @@ Names in a configuration are looked up in the registries of the rooms; nothing i
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
@@ -72,7 +74,7 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
     if plain["behaviour"] is not None:
         behaviour = copy.deepcopy(policy)
         behaviour_label = f"file:{storage.load_theta(plain['behaviour'], behaviour)[:8]}"
-    critic = dict(plain["critic"])
+    critic = _known("critic", plain["critic"], (f.name for f in fields(CriticSettings)))
     if critic["init"] is not None:
         critic["init"] = storage.read_tensors(critic["init"])
     if critic["seed"] is not None:
@@ -146,7 +148,7 @@ def training_arguments(cfg: DictConfig, seed: int) -> dict[str, Any]:
     module = user_module(plain)
     vary = _switch("vary_theta", plain["vary_theta"])
     env, policy, _, policy_label = _world(plain, seed if vary else plain["theta"]["seed"])
-    critic = dict(plain["critic"])
+    critic = _known("critic", plain["critic"], (f.name for f in fields(CriticUpdates)))
     if critic["init"] is not None:
         critic["init"] = storage.read_tensors(critic["init"])
     same = ("epochs", "episodes", "steps", "group_size", "optimizer", "lr", "gamma", "at_cut", "checkpoints", "dtype", "device")
@@ -191,6 +193,12 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)
 
 
+def _known(group: str, given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of a group's settings, each of which must have a known name."""
+    known = list(known)
+    return {checks.one_of(f"setting of {group}", key, known): value for key, value in given.items()}
+
+
 def user_module(plain: Mapping[str, Any]) -> str | None:
     """Run the user's own file where a configuration names one, and return the digest of its content."""
     if plain["user_module"] is None:
@@ -204,8 +212,10 @@ def _world(plain: Mapping[str, Any], theta_seed: object) -> tuple[Any, Any, str,
     """Return the environment, the policy at θ, and the names of θ and of the policy in rows."""
     from varlab import envs, policies, storage
 
-    env = envs.make(plain["env"]["id"], plain["env"]["horizon"], **plain["env"]["kwargs"])
+    world = _known("env", plain["env"], ("id", "horizon", "kwargs"))
+    env = envs.make(world["id"], world["horizon"], **world["kwargs"])
     theta, kind = plain["theta"], plain["policy"]["kind"]
+    _known("policy", plain["policy"], {"kind", *inspect.signature(policies.make).parameters} - {"env", "theta_seed"})
     if theta.get("path") is not None:  # it brings its own network
         from varlab.policies import stable_baselines
 

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import hydra._internal.hydra as composing
+import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
 from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
@@ -32,7 +34,11 @@ _LOGGERS = (
 _STREAMS = ("ext://sys.stderr", "ext://sys.stdout")
 
 
-class ForeignCodeError(InputError):
+class RefusedError(InputError):
+    """A command line or configuration that is not acted upon."""
+
+
+class ForeignCodeError(RefusedError):
     """A configuration that names code to run."""
 
 
@@ -40,8 +46,22 @@ class GuardedLoader(ConfigLoaderImpl):
     """Composes as Hydra does and refuses what names foreign code; workers of a launcher receive it with their jobs."""
 
     def load_configuration(self, *args: Any, **kwargs: Any) -> DictConfig:
-        """Compose and check. Arguments and result are those of Hydra."""
-        cfg = super().load_configuration(*args, **kwargs)
+        """Compose and check. Arguments and result are those of Hydra.
+
+        Raises:
+            RefusedError: where Hydra has no sentence of its own for what is wrong.
+        """
+        try:
+            cfg = super().load_configuration(*args, **kwargs)
+        except yaml.YAMLError as error:
+            raise RefusedError(
+                f"Configuration files in YAML were expected, but one could not be read ({' '.join(str(error).split())}); mend it."
+            ) from error
+        except ValueError as error:
+            raise RefusedError(
+                f"A choice by its name, or a list of names, was expected for every group, but something else came ({error}); write "
+                "for instance env=cartpole."
+            ) from error
         check(cfg)
         return cfg
 
@@ -64,14 +84,28 @@ def check_words(words: Sequence[str]) -> None:
         words: the command line after the script's name.
 
     Raises:
+        RefusedError: for unknown flags, or where a whole setting is taken out.
         ForeignCodeError: for a rerun from a pickled configuration, or configuration out of a Python package.
     """
-    for word in words:
-        if word.startswith("--e"):  # Hydra takes any beginning of --experimental-rerun
-            raise ForeignCodeError(
-                f"Settings in words or in YAML were expected, but {word} came, which reads pickled code; name the folder of the "
-                "earlier configuration with --config-dir."
+    parser = get_args_parser()
+
+    def refuse(message: str) -> None:
+        raise RefusedError(f"Settings as key=value and flags that --hydra-help lists were expected, but: {message}; mend it.")
+
+    parser.error = refuse
+    flags = parser.parse_args(list(words))
+    if flags.experimental_rerun is not None:
+        raise ForeignCodeError(
+            f"Settings in words or in YAML were expected, but --experimental-rerun {flags.experimental_rerun} came, which reads "
+            "pickled code; name the folder of the earlier configuration with --config-dir."
+        )
+    for word in flags.overrides:
+        if word.startswith("~") and not word.startswith("~phi."):
+            raise RefusedError(
+                f"A value was expected for every setting, but {word} takes one out; set it, or leave it at its default (only a Φ "
+                "can be taken out, as ~phi.gae)."
             )
+    for word in words:
         if "pkg://" in word:
             raise ForeignCodeError(
                 f"A folder of configurations was expected, but {word} came, which imports a package; give the folder's path."

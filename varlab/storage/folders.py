@@ -18,6 +18,21 @@ FILES = (
 _HEADER = "# digest: "
 
 
+def check_folder(folder: str | Path, remedy: str) -> None:
+    """Refuse a folder that cannot be one.
+
+    Args:
+        folder: which need not exist.
+        remedy: how to mend it.
+
+    Raises:
+        InputError: if a file lies there or in the place of a folder above it.
+    """
+    for place in (Path(folder), *Path(folder).parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"A folder was expected at {place}, but it is a file; {remedy}.")
+
+
 def folder_state(folder: str | Path, run_digest: str, files: Sequence[str] = FILES) -> str:
     """Say what a folder holds for the run with a given digest.
 
@@ -30,11 +45,10 @@ def folder_state(folder: str | Path, run_digest: str, files: Sequence[str] = FIL
         ``done`` where the same run is complete; ``interrupted`` where it began; ``free`` where nothing would be overwritten.
 
     Raises:
-        InputError: if the folder holds another run, or files of unknown origin that the run would overwrite.
+        InputError: if the folder cannot be one, holds another run, or files of unknown origin that the run would overwrite.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"A folder was expected at {folder}, but it is a file; name another folder with out=.")
+    check_folder(folder, "name another folder with out=")
     present = _present(folder, (*files, "figures"))
     if not present:
         return "free"
