@@ -46,7 +46,10 @@ class GuardedLoader(ConfigLoaderImpl):
     """Composes as Hydra does and refuses what names foreign code; workers of a launcher receive it with their jobs."""
 
     def load_configuration(self, *args: Any, **kwargs: Any) -> DictConfig:
-        """Compose and check. Arguments and result are those of Hydra.
+        """Compose as Hydra does, whose arguments these are, and check.
+
+        Returns:
+            The configuration.
 
         Raises:
             RefusedError: where Hydra has no sentence of its own for what is wrong.
@@ -59,8 +62,8 @@ class GuardedLoader(ConfigLoaderImpl):
             ) from error
         except ValueError as error:
             raise RefusedError(
-                f"A choice by its name, or a list of names, was expected for every group, but something else came ({error}); write "
-                "for instance env=cartpole."
+                f"A choice by its name, or a list of names, was expected for every group, but something else came ({error}); "
+                "write for instance env=cartpole."
             ) from error
         check(cfg)
         return cfg

@@ -55,8 +55,8 @@ def optional(kind: Kind) -> Kind:
     return lambda what, value: value is None or kind(what, value)
 
 
-def several(kind: Kind, alone: bool = False) -> Kind:
-    """Return the kind of lists of another; with ``alone`` one may stand without brackets."""
+def several(kind: Kind, alone: bool = False, least: int = 0) -> Kind:
+    """Return the kind of lists of at least ``least`` of another; with ``alone`` one may stand without brackets."""
 
     def check(what: str, value: object) -> None:
         if alone and not isinstance(value, list):
@@ -64,12 +64,15 @@ def several(kind: Kind, alone: bool = False) -> Kind:
             return
         if not isinstance(value, list):
             raise InputError(f"{what} must be a list, but it is {value!r}; write {what}=[…].")
+        if len(value) < least:
+            raise InputError(f"{what} must name at least one, but it is an empty list; write {what}=[…].")
         for member in value:
             kind(what, member)
 
     return check
 
 
+_NAMES = several(text, alone=True, least=1)
 _WORLD: dict[str, Kind] = {
     "env": mapping, "env.id": text, "env.kwargs": mapping, "policy": mapping, "policy.kind": text, "policy.scale": number,
     "policy.hidden": several(whole()), "policy.log_std": number, "policy.stochastic": switch, "policy.tau": number,
@@ -93,20 +96,20 @@ KINDS: Mapping[str, Mapping[str, Kind]] = {
     "reference": {**_MEASURED, "n": whole(), "shards": whole(), "shard": optional(whole(0))},
     "train": {**_WORLD, "lr": number, "checkpoints": several(whole(0)), "vary_theta": switch, "optimizer": text},
     "figures": {
-        **_DRAWN, "study": optional(several(text, alone=True)), "runs": several(text, alone=True), "also": several(text),
+        **_DRAWN, "study": optional(_NAMES), "runs": _NAMES, "also": several(text),
         "allow_mixed_numerics": switch, "seed": whole(0),
     },
     "plan": {
         "pilot": optional(text), "check": optional(text), "target": text, "value": number, "choice": optional(text)
     },
-    "claims": {**_DRAWN, "claims": several(text, alone=True), "workers": whole(), "seed": whole(0)},
+    "claims": {**_DRAWN, "claims": _NAMES, "workers": whole(), "seed": whole(0)},
     "calibrate": {
-        **_DRAWN, "worlds": optional(several(text)), "n": several(whole()), "repeats": whole(), "seed": whole(0),
+        **_DRAWN, "worlds": optional(several(text, least=1)), "n": several(whole(), least=1), "repeats": whole(), "seed": whole(0),
         "workers": whole(),
     },
     "textbook_order": {**_DRAWN, "mdps": whole(), "seed": whole(0), "threads": optional(whole())},
     "benchmark": {
-        "works": several(text), "size": text, "repeats": optional(whole()), "device": text, "threads": whole(), "out": folder,
+        "works": several(text, least=1), "size": text, "repeats": optional(whole()), "device": text, "threads": whole(), "out": folder,
         "only": mapping, "only.k": optional(several(whole())), "only.t": optional(several(whole())),
         "only.hidden": optional(several(several(whole()))), "only.n": optional(whole()),
     },
