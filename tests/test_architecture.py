@@ -17,8 +17,9 @@ ORDER = (
     "training", "studies", "provenance", "user_modules", "guard", "kinds", "complaints",
     "configure",
 )  # fmt: skip
-#: Who may name files: storage writes, provenance asks git, complaints looks into conf/; figures and tables save through storage.
-DISK = ("storage", "provenance", "user_modules", "complaints", "configure", "analysis.figures", "analysis.tables")
+#: Who may name files: checks asks whether a folder can be one, storage writes, provenance asks git, complaints looks into conf/;
+#: figures and tables save through storage.
+DISK = ("checks", "storage", "provenance", "user_modules", "complaints", "configure", "analysis.figures", "analysis.tables")
 #: Reading and writing by other doors than open().
 DISK_CALLS = {
     "open", "save", "savez", "savetxt", "load", "loadtxt", "savefig", "to_csv", "to_parquet", "to_pickle", "read_csv",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import numbers
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a mistyped setting is told without waiting for torch
@@ -12,17 +13,21 @@ if TYPE_CHECKING:  # a mistyped setting is told without waiting for torch
     from torch import Tensor
 
 
+#: Names that one sentence may list.
+MOST = 12
+
+
 class InputError(ValueError):
     """Input that varlab cannot use; the message is one sentence for the user."""
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
-    """Return the ``count`` members of ``known`` closest to ``word``, or all of them if none is close, as text."""
+    """Return the ``count`` members of ``known`` closest to ``word`` as text; if none is close, all of them, or a dozen."""
     known = sorted(known)
     # Compare without case first: "cartpole" should find "CartPole-v1".
     lower = {k.lower(): k for k in known}
     close = [lower[k] for k in difflib.get_close_matches(word.lower(), lower, n=count, cutoff=0.5)]
-    return ", ".join(close or known)
+    return ", ".join(close or [*known[:MOST], *(["…"] if len(known) > MOST else [])])
 
 
 def one_of(what: str, word: str, known: Iterable[str]) -> str:
@@ -70,6 +75,21 @@ def in_range(what: str, value: float, low: float, high: float) -> float:
     if not low <= number <= high:
         raise InputError(f"{what} must lie in [{low:g}, {high:g}], but it is {value!r}; set {what} inside that range.")
     return number
+
+
+def folder(path: str | Path, remedy: str) -> None:
+    """Refuse a folder that cannot be one; it need not exist.
+
+    Args:
+        path: of the folder.
+        remedy: how to mend it, for the message.
+
+    Raises:
+        InputError: if a file lies there, or in the place of a folder above it.
+    """
+    for place in (Path(path), *Path(path).parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"A folder was expected at {place}, but it is a file; {remedy}.")
 
 
 def finite_rows(what: str, x: Tensor, env: str, first_trajectory: int, time: int | Tensor, episode: Tensor) -> None:

@@ -29,7 +29,7 @@ def explain(error: Exception, words: Sequence[str], conf: str | Path, config_nam
         One sentence; a mistyped group choice or key comes with the nearest names.
     """
     group, _, choice = (getattr(error, "missing_cfg_file", None) or "").rpartition("/")
-    known = [path.stem for path in (Path(conf) / group).glob("*.yaml")]
+    known = [path.stem for path in (Path(conf) / group).glob("*.yaml")] or list(getattr(error, "options", None) or [])
     if group and known and isinstance(error, MissingConfigException):
         return f"No choice of {group} is called '{choice}'; the nearest names are {checks.nearest(choice, known)}."
     key = re.match(r"Could not override '([^']+)'", str(error))
@@ -42,7 +42,9 @@ def explain(error: Exception, words: Sequence[str], conf: str | Path, config_nam
     if isinstance(error, OverrideParseException):
         return f"A setting written as key=value was expected, but '{error.override}' came; mend it or leave it out."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"The configuration could not be composed: {' '.join(lines)}"
+    if getattr(error, "full_key", None):
+        return f"A value was expected for {error.full_key}, but it cannot be had ({lines[0]}); mend it or give another."
+    return f"The configuration could not be composed: {' '.join(lines).rstrip('.')}; mend what it names."
 
 
 def _known_keys(words: Sequence[str], conf: Path, config_name: str) -> list[str]:

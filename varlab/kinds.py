@@ -28,9 +28,7 @@ def text(what: str, value: object) -> None:
 def folder(what: str, value: object) -> None:
     """Check for the path of a folder, which need not exist."""
     text(what, value)
-    from varlab import storage
-
-    storage.check_folder(value, f"name another folder with {what}=")
+    checks.folder(value, f"name another folder with {what}=")
 
 
 def switch(what: str, value: object) -> None:
@@ -87,13 +85,13 @@ _DRAWN: dict[str, Kind] = {
     "cache": folder, "out": folder,
 }  # fmt: skip
 _MEASURED: dict[str, Kind] = {
-    **_WORLD, **_DRAWN, "out": optional(folder), "reference": mapping, "reference.kind": text,
+    **_WORLD, **_DRAWN, "n": whole(), "out": optional(folder), "reference": mapping, "reference.kind": text,
     "objectives": optional(several(text, alone=True)), "behaviour": optional(text), "figures": switch,
 }  # fmt: skip
 #: Primary configuration → path of a setting → its kind.
 KINDS: Mapping[str, Mapping[str, Kind]] = {
     "measure": _MEASURED,
-    "reference": {**_MEASURED, "n": whole(), "shards": whole(), "shard": optional(whole(0))},
+    "reference": {**_MEASURED, "shards": whole(), "shard": optional(whole(0))},
     "train": {**_WORLD, "lr": number, "checkpoints": several(whole(0)), "vary_theta": switch, "optimizer": text},
     "figures": {
         **_DRAWN, "study": optional(_NAMES), "runs": _NAMES, "also": several(text),
@@ -104,13 +102,13 @@ KINDS: Mapping[str, Mapping[str, Kind]] = {
     },
     "claims": {**_DRAWN, "claims": _NAMES, "workers": whole(), "seed": whole(0)},
     "calibrate": {
-        **_DRAWN, "worlds": optional(several(text, least=1)), "n": several(whole(), least=1), "repeats": whole(), "seed": whole(0),
-        "workers": whole(),
+        **_DRAWN, "worlds": optional(several(text, least=1)), "n": several(whole(), least=1), "repeats": whole(),
+        "seed": whole(0), "workers": whole(),
     },
     "textbook_order": {**_DRAWN, "mdps": whole(), "seed": whole(0), "threads": optional(whole())},
     "benchmark": {
-        "works": several(text, least=1), "size": text, "repeats": optional(whole()), "device": text, "threads": whole(), "out": folder,
-        "only": mapping, "only.k": optional(several(whole())), "only.t": optional(several(whole())),
+        "works": several(text, least=1), "size": text, "repeats": optional(whole()), "device": text, "threads": whole(),
+        "out": folder, "only": mapping, "only.k": optional(several(whole())), "only.t": optional(several(whole())),
         "only.hidden": optional(several(several(whole()))), "only.n": optional(whole()),
     },
 }  # fmt: skip

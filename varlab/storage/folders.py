@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from varlab import checks
 from varlab.checks import InputError
 from varlab.storage.atomic import abandoned, write_json, write_text
 
@@ -16,21 +17,6 @@ FILES = (
     "report.html", "done.json",
 )  # fmt: skip
 _HEADER = "# digest: "
-
-
-def check_folder(folder: str | Path, remedy: str) -> None:
-    """Refuse a folder that cannot be one.
-
-    Args:
-        folder: which need not exist.
-        remedy: how to mend it.
-
-    Raises:
-        InputError: if a file lies there or in the place of a folder above it.
-    """
-    for place in (Path(folder), *Path(folder).parents):
-        if place.exists() and not place.is_dir():
-            raise InputError(f"A folder was expected at {place}, but it is a file; {remedy}.")
 
 
 def folder_state(folder: str | Path, run_digest: str, files: Sequence[str] = FILES) -> str:
@@ -48,7 +34,7 @@ def folder_state(folder: str | Path, run_digest: str, files: Sequence[str] = FIL
         InputError: if the folder cannot be one, holds another run, or files of unknown origin that the run would overwrite.
     """
     folder = Path(folder)
-    check_folder(folder, "name another folder with out=")
+    checks.folder(folder, "name another folder with out=")
     present = _present(folder, (*files, "figures"))
     if not present:
         return "free"
