@@ -1,5 +1,6 @@
 """Nothing gets in: configurations that name code are refused wherever it stands, before anything is built or written."""
 
+import ast
 import functools
 import logging
 import os
@@ -112,6 +113,39 @@ def test_foreign_code_in_a_configuration_folder_is_not_run(tmp_path, monkeypatch
     root.handlers[:] = handlers
     root.setLevel(level)
     assert not mark.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["given"]
+
+
+# ---- nothing is unpickled
+
+#: Loaders that would run what a file holds, and the argument that keeps them from it (None: nothing does).
+LOADERS = {
+    "torch.load": "weights_only=True", "np.load": "allow_pickle=False", "pickle.load": None, "pickle.loads": None,
+    "pd.read_pickle": None, "joblib.load": None, "yaml.load": None, "yaml.unsafe_load": None, "torch.jit.load": None,
+    "load_from_zip_file": None, "exec": None, "eval": None, "instantiate": None, "hydra.utils.instantiate": None,
+}  # fmt: skip
+#: The two doors, each opened by name.
+DOORS = {("varlab/user_modules.py", "exec"), ("varlab/storage/agents.py", "load_from_zip_file")}
+
+
+def open_doors(path, text):
+    """Calls in a file that may run what they read: (path, function)."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in LOADERS:
+            if LOADERS[name] not in {ast.unparse(k).replace(" ", "") for k in node.keywords}:
+                yield path, name
+
+
+def test_every_loader_takes_plain_data():
+    files = [*(ROOT / "varlab").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
+    found = {place for file in files for place in open_doors(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8"))}
+    assert found == DOORS
+
+
+@pytest.mark.parametrize(
+    "text", ["torch.load(p)", "torch.load(p, weights_only=False)", "np.load(p, allow_pickle=True)", "pickle.load(f)", "eval(x)"]
+)
+def test_an_open_loader_is_found(text):
+    assert list(open_doors("x.py", text)) and not list(open_doors("x.py", "torch.load(p, weights_only=True)"))
 
 
 # ---- no network

@@ -122,6 +122,18 @@ def test_merging_is_associative_and_refuses_a_double_block():
         a.merge(some_blocks([5, 6]))
 
 
+def test_pooling_adds_in_stream_order():
+    """J to the last bit as one loop over all parts rounds it, which sums in pairs or with correction do not."""
+    returns = np.array([1.0, *[1e-16] * 19])
+    ids = np.arange(10)
+    made = SampledBlocks(ids, ids + 1, ids[:, None] * [0.5, 2.0], ids + 3, ids * 0 + 2, returns).pool("phi", "J_1", "digest")
+    j = 0.0
+    for part in returns:
+        j += part
+    assert made.j == j / 55 != np.sum(returns) / 55 and made.n == 55 and made.steps == 75
+    assert made.grad.tolist() == [0.5 * 330 / 55, 2.0 * 330 / 55]  # Σ (b + 1) b = 330
+
+
 @pytest.mark.parametrize("of", (1, 3, 7, 50))
 def test_shares_of_a_layout_are_its_blocks_and_parts(of):
     layout = Layout(1234, 50, 4, unit=2)
