@@ -17,11 +17,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from varlab import configure
+from varlab import complaints, configure, guard, kinds
 from varlab.checks import InputError
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
@@ -59,7 +59,11 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
     @functools.wraps(task)
     def job(cfg: DictConfig) -> None:
         try:
-            task(cfg)
+            try:
+                kinds.check(OmegaConf.to_container(cfg, resolve=True), config_name)
+                task(cfg)
+            except OmegaConfBaseException as error:
+                raise InputError(complaints.explain(error, sys.argv[1:], CONF, config_name)) from error
         except InputError as error:
             if in_multirun():
                 raise  # configure.JobLog says which job it was, and the next one starts
@@ -67,15 +71,19 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
 
     words = sys.argv[1:]
     try:
+        guard.check_words(words)
         configure.refuse_out_in_multirun(words)
     except InputError as error:
         _refuse(str(error))
     try:
-        hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(job)()
+        with guard.guarded():
+            hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(job)()
+    except guard.RefusedError as error:
+        _refuse(str(error))
     except InputError:  # out of a multirun alone: the sentence was logged when its job ended
         _refuse("At least one job of the multirun had unusable input, as logged above; the others are complete.")
     except (HydraException, OmegaConfBaseException) as error:
-        _refuse(configure.explain(error, words, CONF, config_name))
+        _refuse(complaints.explain(error, words, CONF, config_name))
 
 
 def _refuse(sentence: str) -> None:

@@ -26,6 +26,7 @@ def main(cfg: DictConfig) -> None:
     from varlab.studies.speed import catalogue, race, report
 
     torch.set_num_threads(threads)
+    checks.device_of(cfg.device)
     named = [checks.one_of("work", name, catalogue.WORKS) for name in cfg.works]
     settings = OmegaConf.to_container(cfg.sizes[checks.one_of("size", cfg.size, cfg.sizes)], resolve=True)
     settings |= {k: v for k, v in OmegaConf.to_container(cfg.only, resolve=True).items() if v is not None}

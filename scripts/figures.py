@@ -32,7 +32,7 @@ def draw_studies(cfg: DictConfig, style: dict, command: str) -> None:
 def main(cfg: DictConfig) -> None:
     """Draw studies, or find runs, gather them, draw, save."""
     # Imported here so that --help stays quick.
-    from varlab import storage
+    from varlab import checks, storage
     from varlab.analysis import captions, figures, run_analyses, tables
     from varlab.studies import learning_curves
 
@@ -54,6 +54,8 @@ def main(cfg: DictConfig) -> None:
         print(f"Gathered {len(trained)} training runs from {', '.join(paths)}; written:", *written, sep="\n  ")
         if not folders:
             return
+    for name in cfg.also:
+        checks.one_of("analysis", name, run_analyses.ANALYSES)
     table = tables.gather(folders, cfg.allow_mixed_numerics)
     if set(tables.varying(table)) - {"env"}:
         written = figures.save_sweep(table, cfg.out, style, command)

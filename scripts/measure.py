@@ -18,11 +18,12 @@ def main(cfg: DictConfig) -> None:
 
     import varlab
     from varlab import configure, experiment, provenance, storage
-    from varlab.analysis import figures, run_page, tables
+    from varlab.analysis import figures, run_page, style, tables
 
     multirun = _entry.in_multirun()
     if multirun:
         configure.refuse_out_in_multirun(["-m", f"out={cfg.out or ''}"])
+    style.make(OmegaConf.to_container(cfg.style, resolve=True))  # a figure that cannot be drawn is told before the measurement
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     planned = experiment.plan(**configure.arguments(cfg))

@@ -15,9 +15,12 @@ def main(cfg: DictConfig) -> None:
     if cfg.pilot is None and cfg.check is None:
         raise checks.InputError("A pilot or a run to check was expected, but neither came; give pilot=FOLDER or check=FOLDER.")
     planned = seen = None
+    judged = None if cfg.check is None else storage.read_run(cfg.check)[:3]
     if cfg.pilot is not None:
         summary, moments, references, record = storage.read_run(cfg.pilot)
         seen = summary.iloc[0]
+        if judged is not None and seen["digest"] == judged[0]["digest"].iloc[0]:
+            raise checks.InputError("A run of its own was expected for the check, but it is the pilot; take another seed.")
         plan = pilots.plan_table(summary, moments, references, cfg.target, cfg.value)
         print(pilots.plan_text(plan))
         planned = pilots.choose(plan, cfg.choice)
@@ -26,11 +29,9 @@ def main(cfg: DictConfig) -> None:
             command = pilots.full_run(planned, seen, out, record.get("command", ()))
             print(f"To reach it with {planned['phi']}:\n  {command}")
             print(f"Then:\n  python scripts/plan.py check={out} target={cfg.target} value={cfg.value}")
-    if cfg.check is not None:
-        summary, moments, references, _ = storage.read_run(cfg.check)
-        if seen is not None and seen["digest"] == summary["digest"].iloc[0]:
-            raise checks.InputError("A run of its own was expected for the check, but it is the pilot; take another seed.")
-        check = pilots.check_table(summary, moments, references, cfg.target, cfg.value)
+    if judged is not None:
+        summary = judged[0]
+        check = pilots.check_table(*judged, cfg.target, cfg.value)
         if cfg.choice is not None:
             check = check[check["phi"] == checks.one_of("Φ of the run", cfg.choice, check["phi"])]
         print(pilots.check_text(check))

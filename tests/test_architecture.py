@@ -13,11 +13,12 @@ ROOT = Path(varlab.__file__).resolve().parent
 #: From the bottom up: a room may import rooms before it and itself.
 ORDER = (
     "checks", "workers", "capabilities", "types", "layout", "rng", "storage", "envs", "policies", "rollout", "values",
-    "estimators", "scores", "terms", "cores", "oracles", "analysis", "plans", "summary", "sources", "preparation",
-    "experiment", "traces", "training", "studies", "provenance", "configure",
+    "estimators", "scores", "terms", "cores", "oracles", "analysis", "plans", "summary", "sources", "preparation", "shards",
+    "experiment", "traces", "training", "studies", "provenance", "user_modules", "guard", "kinds", "complaints", "configure",
 )  # fmt: skip
-#: Who may name files: storage writes, provenance asks git, configure finds conf/, and figures and tables save through storage.
-DISK = ("storage", "provenance", "configure", "analysis.figures", "analysis.tables")
+#: Who may name files: checks asks whether a folder can be one, storage writes, provenance asks git, complaints looks into conf/;
+#: figures and tables save through storage.
+DISK = ("checks", "storage", "provenance", "user_modules", "complaints", "configure", "analysis.figures", "analysis.tables")
 #: Reading and writing by other doors than open().
 DISK_CALLS = {
     "open", "save", "savez", "savetxt", "load", "loadtxt", "savefig", "to_csv", "to_parquet", "to_pickle", "read_csv",
@@ -212,7 +213,7 @@ def test_only_figures_know_plotting():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
             if isinstance(node, (ast.Import, ast.ImportFrom)) and names[0].split(".")[0] in (*PLOTTING, "hydra", "omegaconf"):
                 drawing = name.startswith("analysis.") and names[0].split(".")[0] in PLOTTING
-                if not drawing and name != "configure" and not name.startswith("storage"):
+                if not drawing and name not in ("configure", "guard", "complaints") and not name.startswith("storage"):
                     yield node.lineno
 
     assert not where(rule)

@@ -5,9 +5,16 @@ from __future__ import annotations
 import difflib
 import numbers
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # a mistyped setting is told without waiting for torch
+    import torch
+    from torch import Tensor
+
+
+#: Names that one sentence may list.
+MOST = 12
 
 
 class InputError(ValueError):
@@ -15,12 +22,12 @@ class InputError(ValueError):
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
-    """Return the ``count`` members of ``known`` closest to ``word``, or all of them if none is close, as text."""
+    """Return the ``count`` members of ``known`` closest to ``word`` as text; if none is close, all of them, or a dozen."""
     known = sorted(known)
     # Compare without case first: "cartpole" should find "CartPole-v1".
     lower = {k.lower(): k for k in known}
     close = [lower[k] for k in difflib.get_close_matches(word.lower(), lower, n=count, cutoff=0.5)]
-    return ", ".join(close or known)
+    return ", ".join(close or [*known[:MOST], *(["…"] if len(known) > MOST else [])])
 
 
 def one_of(what: str, word: str, known: Iterable[str]) -> str:
@@ -70,6 +77,21 @@ def in_range(what: str, value: float, low: float, high: float) -> float:
     return number
 
 
+def folder(path: str | Path, remedy: str) -> None:
+    """Refuse a folder that cannot be one; it need not exist.
+
+    Args:
+        path: of the folder.
+        remedy: how to mend it, for the message.
+
+    Raises:
+        InputError: if a file lies there, or in the place of a folder above it.
+    """
+    for place in (Path(path), *Path(path).parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"A folder was expected at {place}, but it is a file; {remedy}.")
+
+
 def finite_rows(what: str, x: Tensor, env: str, first_trajectory: int, time: int | Tensor, episode: Tensor) -> None:
     """Check that a flat quantity has no NaN and no infinity.
 
@@ -84,9 +106,9 @@ def finite_rows(what: str, x: Tensor, env: str, first_trajectory: int, time: int
     Raises:
         InputError: naming environment, trajectory and step of the first bad row.
     """
-    if not x.is_floating_point() or torch.isfinite(x.sum()):  # a finite sum is the cheap proof that every entry is finite
+    if not x.is_floating_point() or x.sum().isfinite():  # a finite sum is the cheap proof that every entry is finite
         return
-    good = torch.isfinite(x.reshape(x.shape[0], -1)).all(1)
+    good = x.reshape(x.shape[0], -1).isfinite().all(1)
     if bool(good.all()):
         return  # a huge but finite batch whose sum overflowed
     row = int((~good).nonzero()[0])
@@ -104,6 +126,8 @@ def device_of(device: str | torch.device) -> torch.device:
     Raises:
         InputError: if the name is unknown or the device is absent.
     """
+    import torch
+
     try:
         wanted = torch.device(device)
         torch.empty(1, device=wanted)
@@ -116,4 +140,6 @@ def device_of(device: str | torch.device) -> torch.device:
 
 def dtype_of(name: str) -> torch.dtype:
     """Return ``float32`` or ``float64`` as a torch dtype."""
+    import torch
+
     return getattr(torch, one_of("dtype", name, ("float32", "float64")))

@@ -1,4 +1,4 @@
-"""From configuration to arguments: what scripts hand to ``varlab.measure``, and Hydra's complaints as one sentence.
+"""From configuration to arguments: what scripts hand to ``varlab.measure``.
 
 Names in a configuration are looked up in the registries of the rooms; nothing in a file is imported or run by name.
 """
@@ -6,23 +6,19 @@ Names in a configuration are looked up in the registries of the rooms; nothing i
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import logging
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from varlab import checks, storage
+from varlab import checks
 from varlab.checks import InputError
 
 log = logging.getLogger(__name__)
@@ -68,15 +64,17 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         InputError: for a setting that cannot be used.
     """
+    from varlab import storage
     from varlab.values import CriticSettings
 
     plain = _plain(cfg)
+    module = user_module(plain)
     env, policy, theta, policy_label = _world(plain, plain["theta"]["seed"])
     behaviour, behaviour_label = None, None
     if plain["behaviour"] is not None:
         behaviour = copy.deepcopy(policy)
         behaviour_label = f"file:{storage.load_theta(plain['behaviour'], behaviour)[:8]}"
-    critic = dict(plain["critic"])
+    critic = _known("critic", plain["critic"], (f.name for f in fields(CriticSettings)))
     if critic["init"] is not None:
         critic["init"] = storage.read_tensors(critic["init"])
     if critic["seed"] is not None:
@@ -114,8 +112,23 @@ def arguments(cfg: DictConfig) -> dict[str, Any]:
         "theta": theta,
         "env_label": plain["env"]["id"],
         "policy_label": policy_label,
+        "user_module": module,
         **{key: plain[key] for key in same},
     }
+
+
+def reference_arguments(cfg: DictConfig) -> dict[str, Any]:
+    """Build the arguments of a plan whose sampled reference is wanted alone, from ``conf/reference.yaml``.
+
+    Args:
+        cfg: the composed configuration, whose n is that of the reference.
+
+    Returns:
+        The keyword arguments of :func:`varlab.plans.plan`; the measurement's own are the smallest that do.
+    """
+    made = arguments(cfg)
+    n = made["n"]
+    return {**made, "n": 50, "n_reference": n, "group_size": 1, "groups": 1, "phi": choices({"total_return": None})}
 
 
 def training_arguments(cfg: DictConfig, seed: int) -> dict[str, Any]:
@@ -128,12 +141,14 @@ def training_arguments(cfg: DictConfig, seed: int) -> dict[str, Any]:
     Returns:
         The keyword arguments of :func:`varlab.training.plan`.
     """
+    from varlab import storage
     from varlab.training import CriticUpdates
 
     plain = _plain(cfg)
+    module = user_module(plain)
     vary = _switch("vary_theta", plain["vary_theta"])
     env, policy, _, policy_label = _world(plain, seed if vary else plain["theta"]["seed"])
-    critic = dict(plain["critic"])
+    critic = _known("critic", plain["critic"], (f.name for f in fields(CriticUpdates)))
     if critic["init"] is not None:
         critic["init"] = storage.read_tensors(critic["init"])
     same = ("epochs", "episodes", "steps", "group_size", "optimizer", "lr", "gamma", "at_cut", "checkpoints", "dtype", "device")
@@ -147,6 +162,7 @@ def training_arguments(cfg: DictConfig, seed: int) -> dict[str, Any]:
         "seed": _seed("seed", seed),
         "env_label": plain["env"]["id"],
         "policy_label": policy_label,
+        "user_module": module,
         **{key: plain[key] for key in same},
         **{key: _switch(key, plain[key]) for key in switches},
     }
@@ -177,17 +193,39 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)
 
 
+def _known(group: str, given: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of a group's settings, each of which must have a known name."""
+    known = list(known)
+    return {checks.one_of(f"setting of {group}", key, known): value for key, value in given.items()}
+
+
+def user_module(plain: Mapping[str, Any]) -> str | None:
+    """Run the user's own file where a configuration names one, and return the digest of its content."""
+    if plain["user_module"] is None:
+        return None
+    from varlab import user_modules
+
+    return user_modules.load(plain["user_module"])
+
+
 def _world(plain: Mapping[str, Any], theta_seed: object) -> tuple[Any, Any, str, str]:
     """Return the environment, the policy at θ, and the names of θ and of the policy in rows."""
-    from varlab import envs, policies
+    from varlab import envs, policies, storage
 
-    env = envs.make(plain["env"]["id"], plain["env"]["horizon"], **plain["env"]["kwargs"])
+    world = _known("env", plain["env"], ("id", "horizon", "kwargs"))
+    env = envs.make(world["id"], world["horizon"], **world["kwargs"])
     theta, kind = plain["theta"], plain["policy"]["kind"]
+    _known("policy", plain["policy"], {"kind", *inspect.signature(policies.make).parameters} - {"env", "theta_seed"})
     if theta.get("path") is not None:  # it brings its own network
         from varlab.policies import stable_baselines
 
         policy = stable_baselines.load(theta["path"], env, _switch("theta.trust", theta["trust"]))
         return env, policy, f"sb3:{storage.digest(policy.state_dict())[:8]}", "sb3"
+    if kind in policies.USER and set(plain["policy"]) != {"kind", "settings"}:
+        raise InputError(
+            f"policy=user was expected for the policy '{kind}' of a user's module, but the settings of another kind came with "
+            f"it; write policy=user policy.kind={kind}."
+        )
     policy = policies.make(env=env, theta_seed=_seed("theta.seed", theta_seed), **plain["policy"])
     if kind == "parameter_exploring":
         env = envs.parameter_exploring(env, policy.controller, checks.in_range("gamma", plain["gamma"], 0.0, 1.0))
@@ -260,69 +298,3 @@ def refuse_out_in_multirun(words: Iterable[str]) -> None:
                 f"No out= was expected in a multirun, whose jobs would share one folder, but {word} came; leave it out or set "
                 "hydra.sweep.dir= to choose where the jobs' folders go."
             )
-
-
-def explain(error: Exception, words: Sequence[str], conf: str | Path, config_name: str) -> str:
-    """Return what was wrong with a configuration as one sentence.
-
-    Args:
-        error: what Hydra or OmegaConf raised.
-        words: the command line after the script's name.
-        conf: the folder of configuration files.
-        config_name: the primary configuration.
-
-    Returns:
-        One sentence; a mistyped group choice or key comes with the nearest names.
-    """
-    group, _, choice = (getattr(error, "missing_cfg_file", None) or "").rpartition("/")
-    known = [path.stem for path in (Path(conf) / group).glob("*.yaml")]
-    if group and known and isinstance(error, MissingConfigException):
-        return f"No choice of {group} is called '{choice}'; the nearest names are {checks.nearest(choice, known)}."
-    key = re.match(r"Could not override '([^']+)'", str(error))
-    if key:
-        known = _known_keys(words, Path(conf), config_name)
-        if key[1] in known:
-            return f"Only entries that '{key[1]}' has already can be changed this way; add a new one as +{key[1]}.name=value."
-        near = _nearest_keys(key[1], known)
-        return f"No setting is called '{key[1]}'; the nearest names are {near} (--help lists all, and a plus adds a new one)."
-    if isinstance(error, OverrideParseException):
-        return f"A setting written as key=value was expected, but '{error.override}' came; mend it or leave it out."
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"The configuration could not be composed: {' '.join(lines)}"
-
-
-def _known_keys(words: Sequence[str], conf: Path, config_name: str) -> list[str]:
-    """Return the groups, and the keys under the groups that the command line chose."""
-    groups = [path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra"]
-    chosen = []
-    for word in words:
-        try:
-            override = OverridesParser.create().parse_override(word)
-        except HydraException:
-            continue
-        if override.key_or_group in groups and not override.is_sweep_override():
-            chosen.append(word)
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
-        try:
-            cfg = compose(config_name, chosen)
-        except (HydraException, OmegaConfBaseException):
-            cfg = compose(config_name)
-    return sorted({*groups, *_paths(OmegaConf.to_container(cfg, resolve=False))})
-
-
-def _nearest_keys(key: str, known: Sequence[str]) -> str:
-    """Return the keys that end like ``key`` (horizon: env.horizon), else the nearest beside the place where it would stand."""
-    alike = [path for path in known if path.endswith(f".{key}")]
-    if alike:
-        return ", ".join(alike)
-    parent = key.rpartition(".")[0]
-    while parent and parent not in known:
-        parent = parent.rpartition(".")[0]
-    return checks.nearest(key, [path for path in known if path.rpartition(".")[0] == parent] or known)
-
-
-def _paths(tree: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
-    for key, value in tree.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            yield from _paths(value, f"{prefix}{key}.")

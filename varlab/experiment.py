@@ -118,6 +118,7 @@ def measure(
             shared_start: whether the trajectories of a group begin in one state (True).
             behaviour: policy that takes the actions in the place of θ; values are its own, scores and ∇J those of θ (None).
             theta, env_label, policy_label, behaviour_label: names that the rows carry.
+            user_module: digest of the file that brought a Φ, environment or policy of the user's own; part of the run's (None).
 
     Returns:
         The result; ``.summary`` is a DataFrame.

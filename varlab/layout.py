@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from varlab import checks
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -30,6 +32,7 @@ class Layout:
         part_size: most trajectories simulated together, unless one unit has more.
         first_block: id of the first block.
         unit: trajectories of one unit; n is a multiple.
+        before: trajectories of blocks that another layout holds; errors count from there.
     """
 
     n: int
@@ -37,6 +40,7 @@ class Layout:
     part_size: int
     first_block: int = 0
     unit: int = 1
+    before: int = 0
     sizes: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -52,3 +56,19 @@ class Layout:
         count = -(-units // max(1, self.part_size // self.unit))
         base, extra = divmod(units, count)
         return [Draws(self.first_block + b, p, self.unit * (base + (p < extra))) for p in range(count)]
+
+    def shard(self, index: int, of: int) -> Layout:
+        """Return one of ``of`` shares of the blocks: consecutive ones, of the same sizes and parts as here.
+
+        Raises:
+            InputError: if there are more shares than blocks, or none with that index.
+        """
+        of, index = checks.positive_int("shards", of), checks.positive_int("shard", index, least=0)
+        if of > self.blocks or index >= of:
+            raise checks.InputError(
+                f"A shard from 0 to {min(of, self.blocks) - 1} of at most {self.blocks}, one for each block, was expected, but "
+                f"shard={index} of shards={of} came; lower it."
+            )
+        first, end = (index * self.blocks // of, (index + 1) * self.blocks // of)
+        n, before = sum(self.sizes[first:end]), self.before + sum(self.sizes[:first])
+        return Layout(n, end - first, self.part_size, self.first_block + first, self.unit, before)

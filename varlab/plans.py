@@ -75,6 +75,7 @@ def plan(
     env_label: str | None = None,
     policy_label: str | None = None,
     behaviour_label: str | None = None,
+    user_module: str | None = None,
 ) -> Plan:
     """Check every setting and compute the digest without sampling. Arguments are those of :func:`measure`.
 
@@ -144,6 +145,7 @@ def plan(
     acting = {}
     if behaviour is not None:
         acting["behaviour"] = [str(behaviour), {k: v.detach() for k, v in behaviour.state_dict().items()}]
+    own = {} if user_module is None else {"user_module": user_module}
     critic_settings = _critic_settings(critic)
     settings = {
         "numerics": varlab.NUMERICS,
@@ -161,6 +163,7 @@ def plan(
         **units,
         **dials,
         **acting,
+        **own,
     }
     objects = {
         "group_size": group_size, "groups": groups, "shared_start": bool(shared_start), "behaviour": behaviour,

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from varlab import checks, estimators, policies, scores, storage, terms
 from varlab.analysis import reference as references
 from varlab.analysis.moments import Block
+from varlab.analysis.reference import SampledBlocks
 from varlab.cores import Cores, Out
 from varlab.estimators.base import Batch, Estimator, FitBatch, weight
 from varlab.estimators.claims import proven
@@ -38,6 +38,8 @@ ROWS_AT_ONCE = 2**18
 NUMBERS_AT_ONCE = 2**22
 #: Steps of the pilot's first block on which the score map is probed.
 PROBE = 16
+#: Unbiased for any values: samples references.
+REFERENCE_PHI = "value_baseline"
 #: Fewest units of the pilot.
 LEAST_PILOT = 20
 
@@ -215,7 +217,7 @@ class Preparation:
         steps, *further = terms.assemble(self.phi, traj, self.policy, self.read, weighted, self.unit)
         if not objectives:
             return [steps, *further]
-        columns, phi = [steps.weights[:, 0]], estimators.make("value_baseline")
+        columns, phi = [steps.weights[:, 0]], estimators.make(REFERENCE_PHI)
         for name in objectives:
             gamma = self._objective_gamma(name)
             batch = Batch(traj, self._reference_source(name)(traj, phi.needs), gamma, "terminal")
@@ -261,62 +263,58 @@ class Preparation:
         return self.sources.of(self._objective_gamma(objective), self.options["reference_seed"])
 
     def reference(self, objective: str, pilot: Pilot, cache: object | None) -> Reference:
-        """Return ∇J of one objective: given, exact, from the cache, or sampled.
-
-        Raises:
-            InputError: if the reference given is of another policy or objective.
-        """
-        given = self.options["reference"]
+        """Return ∇J of one objective: given, exact, from the cache, or sampled."""
+        given, gamma = self.options["reference"], self._objective_gamma(objective)
         if isinstance(given, Reference):
-            if given.grad.shape != (self.scores.num_parameters,):
-                raise checks.InputError(
-                    f"A reference gradient of {self.scores.num_parameters} parameters was expected, but it has shape "
-                    f"{given.grad.shape}; measure it for this policy."
-                )
-            if given.objective != objective:
-                raise checks.InputError(
-                    f"A reference of the objective {objective} was expected, but it is of {given.objective}; measure it for "
-                    f"{objective}, or name objectives=['{given.objective}']."
-                )
-            return given
-        gamma, seed = self._objective_gamma(objective), self.options["reference_seed"]
-        same = ("numerics", "env", "horizon", "policy", "theta", "trainable", "blocks", "dtype")
-        settings = {k: self.plan.settings[k] for k in same}
+            return references.check_given(given, objective, self.scores.num_parameters)
         if self._reference_is_exact():
-            digest = storage.digest({**settings, "gamma": gamma, "kind": "exact"})
+            digest = storage.digest({**self._reference_settings(), "gamma": gamma, "kind": "exact"})
             return references.exact(self.env, self.double_policy(self.policy), gamma, objective, digest)
-        phi = estimators.make("value_baseline")
-        n = self.options["n_reference"] or self._reference_size(pilot, objective)
-        settings |= {k: self.plan.settings[k] for k in ("critic", "device", "part_size")}
-        settings["critic"] = {**settings["critic"], "seed": seed}
-        settings["values"] = self.options["values"] if self.options["values"] in ("exact", "critic") else "auto"
-        if "behaviour" in self.plan.settings:  # the reference's critic is fitted on what it did
-            settings["behaviour"] = self.plan.settings["behaviour"]
-        digest = storage.digest({**settings, "gamma": gamma, "seed": seed, "n": n, "phi": phi.label})
+        n = self.options["n_reference"]
+        if n is None:
+            own, wanted = pilot.reference_variance[objective], self.options["n"]
+            n = references.size_for(wanted, self.options["max_reference"], BLOCKS, own, pilot.variance)
+        digest = self.reference_digest(objective, n)
         found = cache.get(digest) if cache is not None else None
         if found is not None:
             return found
-        source = self._reference_source(objective)
-        # The parts must follow from the reference's own settings: neither from the pilot, nor from a critic stream that
-        # another Φ or the measurement's seed happened to need.
-        stream = self.sources.critic_stream(seed) if isinstance(source, Critic) else None
-        size = self.part_size(n, stream and stream.steps / len(stream))
-        made = references.sampled(
-            self.env, self.policy, self.scores, phi, source, Layout(n, BLOCKS, size), Streams(seed), gamma, objective, digest,
-            self.device, self.dtype, self.progress,
-        )  # fmt: skip
-        self.steps["reference"] = self.steps.get("reference", 0) + made.steps
+        made = self.reference_blocks(objective, n).pool(REFERENCE_PHI, objective, digest)
         if cache is not None:
             cache.put(digest, made)
         return made
 
-    def _reference_size(self, pilot: Pilot, objective: str) -> int:
-        """n_reference with tr_ref / n_ref ≤ 0.1 · min_Φ variance / n, a fifth more for the pilot's own error."""
-        n, most = self.options["n"], self.options["max_reference"]
-        positive = pilot.variance[pilot.variance > 0]
-        needed = 12 * pilot.reference_variance[objective] / float(positive.min()) if positive.numel() else 1.0
-        # Powers of two times n, so that neighbouring settings share one cached reference.
-        return int(max(BLOCKS, min(most, n * 2 ** int(np.ceil(np.log2(max(needed, 1.0)))))))
+    def _reference_settings(self) -> dict[str, object]:
+        same = ("numerics", "env", "horizon", "policy", "theta", "trainable", "blocks", "dtype")
+        found = {k: self.plan.settings[k] for k in same}
+        if "user_module" in self.plan.settings:  # its code may be the world or the policy
+            found["user_module"] = self.plan.settings["user_module"]
+        return found
+
+    def reference_digest(self, objective: str, n: int) -> str:
+        """Return the digest of a sampled reference of n trajectories: of what moves it, and of nothing else."""
+        seed = self.options["reference_seed"]
+        settings = self._reference_settings() | {k: self.plan.settings[k] for k in ("critic", "device", "part_size")}
+        settings["critic"] = {**settings["critic"], "seed": seed}
+        settings["values"] = self.options["values"] if self.options["values"] in ("exact", "critic") else "auto"
+        if "behaviour" in self.plan.settings:  # the reference's critic is fitted on what it did
+            settings["behaviour"] = self.plan.settings["behaviour"]
+        own = {"gamma": self._objective_gamma(objective), "seed": seed, "n": n, "phi": REFERENCE_PHI}
+        return storage.digest({**settings, **own})
+
+    def reference_blocks(self, objective: str, n: int, shard: int = 0, shards: int = 1) -> SampledBlocks:
+        """Sample a reference of n trajectories, or one of the shards that it falls into."""
+        seed, phi = self.options["reference_seed"], estimators.make(REFERENCE_PHI)
+        source = self._reference_source(objective)
+        # The parts must follow from the reference's own settings: neither from the pilot, nor from a critic stream that
+        # another Φ or the measurement's seed happened to need.
+        stream = self.sources.critic_stream(seed) if isinstance(source, Critic) else None
+        layout = Layout(n, BLOCKS, self.part_size(n, stream and stream.steps / len(stream))).shard(shard, shards)
+        made = references.blocks(
+            self.env, self.policy, self.scores, phi, source, layout, Streams(seed), self._objective_gamma(objective),
+            self.device, self.dtype, self.progress,
+        )  # fmt: skip
+        self.steps["reference"] = self.steps.get("reference", 0) + int(made.steps.sum())
+        return made
 
     def check_gradient(self, norm_sq: Tensor, index: Tensor, what: str, first: int = 0) -> None:
         """Refuse NaN and infinite gradients.

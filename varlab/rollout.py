@@ -245,7 +245,7 @@ def parts(
         (index of the block within the layout, trajectories of one part), in stream order.
     """
     simulator = env.make_simulator(torch.device(device))
-    first = 0
+    first = layout.before
     for b in range(layout.blocks):
         for draw in layout.parts(b):
             seed = streams.sequence(stream, draw.block, draw.part)

@@ -1,8 +1,13 @@
-"""∇J that a bias refers to: exact by dynamic programming, else sampled with a provably unbiased Φ on its own stream."""
+"""∇J that a bias refers to: exact by dynamic programming, else sampled with a provably unbiased Φ on its own stream.
+
+Sampled block means are a record of their own, so that one reference can be made in shards and pooled once.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -42,6 +47,67 @@ def exact(env: Environment, policy: nn.Module, gamma: float, objective: str, dig
     return Reference(grad.cpu().numpy(), None, None, j, "exact", 0, objective, digest)
 
 
+@dataclass(frozen=True)
+class SampledBlocks:
+    """Blocks of a sampled reference, or some of them; nothing is pooled yet.
+
+    Attributes:
+        block_id: [B] int64, ascending.
+        count: [B] int64 trajectories.
+        mean: [B, P] float64 mean gradient.
+        steps: [B] int64 environment steps.
+        parts: [B] int64 simulation parts.
+        returns: [Σ parts] float64, Σ_i R_γ of every part, block by block.
+    """
+
+    block_id: np.ndarray
+    count: np.ndarray
+    mean: np.ndarray
+    steps: np.ndarray
+    parts: np.ndarray
+    returns: np.ndarray
+
+    def merge(self, other: SampledBlocks) -> SampledBlocks:
+        """Join the blocks of two records by id, in id order; exact and associative, because no number is pooled here.
+
+        Args:
+            other: blocks with other ids.
+
+        Returns:
+            All blocks.
+
+        Raises:
+            InputError: if a block id occurs in both.
+        """
+        double = np.intersect1d(self.block_id, other.block_id)
+        if double.size:
+            raise checks.InputError(
+                f"Blocks with distinct ids were expected, but ids {double[:5].tolist()} occur in both records; "
+                "give each shard its own range of blocks."
+            )
+        joined = {f.name: np.concatenate([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)}
+        order = np.argsort(joined["block_id"], kind="stable")
+        of_part = np.argsort(np.repeat(joined["block_id"], joined["parts"]), kind="stable")
+        return SampledBlocks(**{k: v[of_part if k == "returns" else order] for k, v in joined.items()})
+
+    def pool(self, kind: str, objective: str, digest: str) -> Reference:
+        """Return the reference that all blocks make: grad = Σ_b n_b mean_b / n and J = Σ R_γ / n, summed in stream order.
+
+        Args:
+            kind: the Φ that sampled it.
+            objective: its name.
+            digest: of the settings.
+
+        Returns:
+            The reference with its blocks.
+        """
+        n, j = int(self.count.sum()), 0.0
+        for part in self.returns.tolist():  # one after the other: other sums round otherwise
+            j += part
+        grad = (self.count[:, None] * self.mean).sum(0) / n
+        return Reference(grad, self.mean, self.count, j / n, kind, n, objective, digest, int(self.steps.sum()))
+
+
 def sampled(
     env: Environment,
     policy: nn.Module,
@@ -79,29 +145,96 @@ def sampled(
 
     Raises:
         InputError: if a gradient is NaN or infinite.
+    """  # noqa: DOC502
+    made = blocks(env, policy, scores, phi, source, layout, streams, gamma, device, dtype, progress)
+    return made.pool(phi.label, objective, digest)
+
+
+def blocks(
+    env: Environment,
+    policy: nn.Module,
+    scores: ScoreMap,
+    phi: Estimator,
+    source: ValueSource | None,
+    layout: Layout,
+    streams: Streams,
+    gamma: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> SampledBlocks:
+    """Return the blocks of a layout, which may be a shard of another. Arguments are those of :func:`sampled`.
+
+    Raises:
+        InputError: if a gradient is NaN or infinite.
     """
     total = torch.zeros(layout.blocks, scores.num_parameters, dtype=torch.float64, device=device)
-    count = np.zeros(layout.blocks, dtype=np.int64)
-    returns, steps = 0.0, 0
+    count, steps, pieces = (np.zeros(layout.blocks, dtype=np.int64) for _ in range(3))
+    returns: list[float] = []
     for b, traj in parts(env, policy, layout, streams, "reference", device=device):
         values = source(traj, phi.needs) if phi.needs else Values()
         batch = Batch(traj, values, gamma)
         made = summed(scores, traj, weight(phi, batch, True).unsqueeze(1), dtype)[0]
         if not bool(torch.isfinite(made).all()):
-            first = int(count.sum())
+            first = layout.before + int(count.sum())
             raise checks.InputError(
                 f"Finite gradients were expected on {env.name}, but {phi.label} of the reference gave NaN or infinity among its "
                 f"trajectories {first} to {first + len(traj) - 1}; look at θ and at the values there, or use dtype=float64."
             )
         total[b] += made
         count[b] += len(traj)
-        returns += float(batch.reward_to_go[traj.offsets[:-1]].sum())
-        steps += traj.cost
+        returns.append(float(batch.reward_to_go[traj.offsets[:-1]].sum()))
+        steps[b] += traj.cost
+        pieces[b] += 1
         if progress:
             progress("reference", int(count.sum()), layout.n)
-    mean = total.cpu().numpy() / count[:, None]
-    grad = (count[:, None] * mean).sum(0) / count.sum()
-    return Reference(grad, mean, count, returns / layout.n, phi.label, layout.n, objective, digest, steps)
+    ids = np.arange(layout.first_block, layout.first_block + layout.blocks)
+    return SampledBlocks(ids, count, total.cpu().numpy() / count[:, None], steps, pieces, np.array(returns))
+
+
+def check_given(reference: Reference, objective: str, parameters: int) -> Reference:
+    """Return a reference that the caller gave, if it is one of this policy and objective.
+
+    Args:
+        reference: what was given.
+        objective: what is measured.
+        parameters: P.
+
+    Returns:
+        The reference.
+
+    Raises:
+        InputError: if it is of another policy or objective.
+    """
+    if reference.grad.shape != (parameters,):
+        raise checks.InputError(
+            f"A reference gradient of {parameters} parameters was expected, but it has shape {reference.grad.shape}; measure it "
+            "for this policy."
+        )
+    if reference.objective != objective:
+        raise checks.InputError(
+            f"A reference of the objective {objective} was expected, but it is of {reference.objective}; measure it for "
+            f"{objective}, or name objectives=['{reference.objective}']."
+        )
+    return reference
+
+
+def size_for(n: int, most: int, least: int, own: float, variances: Tensor) -> int:
+    """Return n_reference with tr_ref / n_ref ≤ 0.1 · min_Φ variance / n, a fifth more for the pilot's own error.
+
+    Args:
+        n: trajectories of the measurement.
+        most: upper bound.
+        least: lower bound.
+        own: tr_ref, the trace variance of the reference's Φ.
+        variances: [K] of the measured Φ; those that are 0 ask for nothing.
+
+    Returns:
+        A power of two times n within the bounds, so that neighbouring settings share one cached reference.
+    """
+    positive = variances[variances > 0]
+    needed = 12 * own / float(positive.min()) if positive.numel() else 1.0
+    return int(max(least, min(most, n * 2 ** math.ceil(math.log2(max(needed, 1.0))))))
 
 
 def summed(scores: ScoreMap, traj: Trajectories, weights: Tensor, dtype: torch.dtype) -> Tensor:

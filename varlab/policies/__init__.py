@@ -3,11 +3,12 @@
 from varlab.policies.base import Broadcast, CategoricalRows, log_prob, num_parameters, parameters, prepare, sample
 from varlab.policies.networks import MLP, Linear, Logistic, SoftmaxTable
 from varlab.policies.parameter_exploring import Controller, ParameterDistribution
-from varlab.policies.registry import KINDS, make
+from varlab.policies.registry import KINDS, USER, make, register
 
 __all__ = [
     "KINDS",
     "MLP",
+    "USER",
     "Broadcast",
     "CategoricalRows",
     "Controller",
@@ -20,5 +21,6 @@ __all__ = [
     "num_parameters",
     "parameters",
     "prepare",
+    "register",
     "sample",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -15,6 +15,23 @@ from varlab.policies.parameter_exploring import Controller, ParameterDistributio
 #: Kinds that act step by step.
 CONTROLLERS = ("softmax_table", "linear", "mlp")
 KINDS = (*CONTROLLERS, "parameter_exploring")
+#: Kinds that users registered.
+USER: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register(kind: str, factory: Callable[..., nn.Module]) -> None:
+    """Enter a policy of one's own, so that ``make`` and configurations find it.
+
+    Args:
+        kind: its name.
+        factory: (env, theta_seed, **settings) → module whose forward gives a torch Distribution; its θ depends on these alone.
+
+    Raises:
+        InputError: if one of varlab's own has that name.
+    """
+    if kind in KINDS:
+        raise checks.InputError(f"A new name was expected for a policy, but '{kind}' is varlab's own; choose another.")
+    USER[kind] = factory
 
 
 def make(
@@ -29,6 +46,7 @@ def make(
     controller: str = "linear",
     stochastic: bool = False,
     tau: float = 0.5,
+    settings: Mapping[str, object] | None = None,
 ) -> nn.Module:
     """Return a policy whose θ depends only on ``theta_seed``.
 
@@ -38,7 +56,7 @@ def make(
     ``controller``.
 
     Args:
-        kind: softmax_table, linear, mlp or parameter_exploring.
+        kind: softmax_table, linear, mlp, parameter_exploring, or what a user registered.
         env: gives input and output sizes.
         theta_seed: seed of θ.
         scale: spread of the logits or of the last layer.
@@ -48,11 +66,23 @@ def make(
         controller: softmax_table, linear or mlp, whose parameters are explored (parameter_exploring).
         stochastic: whether that controller draws its actions (parameter_exploring).
         tau: first standard deviation τ of every parameter (parameter_exploring).
+        settings: keyword arguments of a registered factory.
 
     Returns:
         The policy.
+
+    Raises:
+        InputError: for an unknown kind, or settings that a registered factory does not take.
     """
-    checks.one_of("policy", kind, KINDS)
+    checks.one_of("policy", kind, (*KINDS, *USER))
+    if kind in USER:
+        try:
+            return USER[kind](env, theta_seed=theta_seed, **(settings or {}))
+        except TypeError as error:
+            raise checks.InputError(
+                f"A factory (env, theta_seed, **settings) was expected for the policy '{kind}', but {settings or {}} gave: "
+                f"{error}; correct its settings."
+            ) from error
     if kind == "parameter_exploring":
         checks.one_of("controller", controller, CONTROLLERS)
         inner = make(

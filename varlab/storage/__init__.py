@@ -12,12 +12,13 @@ from varlab.storage.digests import canonical, digest
 from varlab.storage.folders import FILES, begin, find_runs, finish, folder_state
 from varlab.storage.rows import read_rows, rows_or, write_rows
 from varlab.storage.runs import ParquetSink, read_run, read_trajectories, write_run
+from varlab.storage.shards import read_shard, shard_path, write_shard
 from varlab.storage.theta import load_theta, read_tensors, save_theta
 from varlab.storage.training import TRAINING_FILES, checkpoint, read_training, write_training
 
 __all__ = [
     "FILES", "TRAINING_FILES", "Agent", "ParquetSink", "ReferenceCache", "atomic", "begin", "canonical", "checkpoint",
-    "digest", "find_runs", "finish", "folder_state", "load_theta", "read_agent", "read_npz", "read_rows", "read_run",
-    "read_tensors", "read_training", "read_trajectories", "rows_or", "save_theta", "write_json", "write_npz", "write_rows",
-    "write_run", "write_text", "write_training",
+    "digest", "find_runs", "finish", "folder_state", "load_theta", "read_agent", "read_npz", "read_rows",
+    "read_run", "read_shard", "read_tensors", "read_training", "read_trajectories", "rows_or", "save_theta", "shard_path",
+    "write_json", "write_npz", "write_rows", "write_run", "write_shard", "write_text", "write_training",
 ]  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from varlab import checks
 from varlab.checks import InputError
 from varlab.storage.atomic import abandoned, write_json, write_text
 
@@ -30,11 +31,10 @@ def folder_state(folder: str | Path, run_digest: str, files: Sequence[str] = FIL
         ``done`` where the same run is complete; ``interrupted`` where it began; ``free`` where nothing would be overwritten.
 
     Raises:
-        InputError: if the folder holds another run, or files of unknown origin that the run would overwrite.
+        InputError: if the folder cannot be one, holds another run, or files of unknown origin that the run would overwrite.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"A folder was expected at {folder}, but it is a file; name another folder with out=.")
+    checks.folder(folder, "name another folder with out=")
     present = _present(folder, (*files, "figures"))
     if not present:
         return "free"

@@ -71,6 +71,7 @@ def plan(
     device: str = "cpu",
     env_label: str | None = None,
     policy_label: str | None = None,
+    user_module: str | None = None,
 ) -> TrainingPlan:
     """Check every setting and compute the digest without sampling. Arguments are those of :func:`varlab.training.train`.
 
@@ -153,6 +154,7 @@ def plan(
         "values": values if isinstance(values, str) else getattr(values, "source", "user"),
         "critic": {**vars(critic), "hidden": list(critic.hidden), "init": critic.init and dict(critic.init)},
         **options,
+        **({} if user_module is None else {"user_module": user_module}),
     }
     setting = storage.digest({k: v for k, v in settings.items() if k != "checkpoints"})
     settings |= {"seed": checks.positive_int("seed", seed, 0), "theta": {k: v.detach() for k, v in policy.state_dict().items()}}

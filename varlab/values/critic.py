@@ -73,6 +73,9 @@ class CriticSettings:
             checks.positive_int(f"critic.{name}", getattr(self, name))
         if self.steps is not None:
             checks.positive_int("critic.steps", self.steps, 0)
+        checks.one_of("critic.activation", self.activation, ACTIVATIONS)
+        for width in self.hidden:
+            checks.positive_int("critic.hidden", width)
         if not self.lr > 0:
             raise checks.InputError(
                 f"A positive critic.lr was expected, but it is {self.lr!r}; set for instance critic.lr=0.003."
