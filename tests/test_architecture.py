@@ -14,7 +14,7 @@ ROOT = Path(varlab.__file__).resolve().parent
 ORDER = (
     "checks", "capabilities", "types", "layout", "rng", "storage", "envs", "policies", "rollout", "values", "estimators",
     "scores", "terms", "oracles", "analysis", "plans", "summary", "sources", "preparation", "experiment", "traces", "training",
-    "studies", "provenance", "configure",
+    "studies", "provenance", "configure", "sweeps",
 )  # fmt: skip
 #: Who may name files: storage writes, provenance asks git, configure finds conf/, and figures and tables save through storage.
 DISK = ("storage", "provenance", "configure", "analysis.figures", "analysis.tables")
@@ -212,7 +212,7 @@ def test_only_figures_know_plotting():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
             if isinstance(node, (ast.Import, ast.ImportFrom)) and names[0].split(".")[0] in (*PLOTTING, "hydra", "omegaconf"):
                 drawing = name.startswith("analysis.") and names[0].split(".")[0] in PLOTTING
-                if not drawing and name != "configure" and not name.startswith("storage"):
+                if not drawing and name not in ("configure", "sweeps") and not name.startswith("storage"):
                     yield node.lineno
 
     assert not where(rule)
