@@ -28,8 +28,7 @@ class JobFailed(RuntimeError):
 def run_apart(task: Callable[[], None], seconds: float | None = None) -> None:
     """Call ``task`` in a forked process and wait for its end.
 
-    The fork keeps whatever this process has imported and set, so that a job begins in milliseconds. This process should not have
-    computed anything with several threads itself: they do not survive a fork.
+    The fork keeps whatever this process has imported and set, so that a job begins in milliseconds.
 
     Args:
         task: what to do; its result is lost, its files stay.
@@ -41,6 +40,7 @@ def run_apart(task: Callable[[], None], seconds: float | None = None) -> None:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    _end_threads()
     parent = os.getpid()
     with tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as place:
         child = os.fork()
@@ -71,6 +71,17 @@ def run_apart(task: Callable[[], None], seconds: float | None = None) -> None:
         raise InputError(text) if kind == "input" else JobFailed(text)
     if os.WEXITSTATUS(status):
         raise JobFailed(f"The job's process ended by itself with exit code {os.WEXITSTATUS(status)}.")
+
+
+def _end_threads() -> None:
+    """End the threads that OpenMP keeps for later: they do not survive a fork, and the child would wait for them for ever."""
+    try:
+        with open("/proc/self/maps") as maps:
+            libraries = {line.split()[-1] for line in maps if "libgomp" in line}
+    except OSError:
+        return
+    for library in libraries:
+        ctypes.CDLL(library).omp_pause_resource_all(2)  # omp_pause_hard; new threads are made on demand
 
 
 def _child(task: Callable[[], None], parent: int, told: object, place: object) -> NoReturn:

@@ -15,7 +15,7 @@ from typing import Any
 
 import varlab
 from varlab.checks import InputError
-from varlab.storage.atomic import write_json
+from varlab.storage.atomic import drop_abandoned, write_json
 from varlab.storage.checksums import damage, read_done
 from varlab.storage.digests import digest
 from varlab.storage.folders import keep_error, read_error
@@ -73,6 +73,7 @@ def write_sweep(folder: str | Path, script: str, command: Sequence[str], jobs: I
         command: the words that start it.
         jobs: the settings of each job.
     """
+    drop_abandoned(Path(folder) / "sweeps")
     held = {"script": script, "command": list(command), "jobs": [_settings(words) for words in jobs]}
     write_json(Path(folder) / "sweeps" / f"{digest(held)}.json", held)
 
@@ -88,6 +89,7 @@ def write_job(folder: str | Path, script: str, words: Sequence[str], runs: Itera
     """
     place = _place(Path(folder), script, words)
     held = {"script": script, "words": _settings(words), "numerics": varlab.NUMERICS, "runs": list(runs)}
+    drop_abandoned(place)
     if _read(place / "job.json") != held:
         write_json(place / "job.json", held)
     (place / "error.txt").unlink(missing_ok=True)
