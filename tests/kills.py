@@ -6,6 +6,7 @@ processes by a real SIGKILL: the sweep's own, or that of the job that it is runn
 
 import multiprocessing
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -17,6 +18,7 @@ import pandas as pd
 
 from varlab import storage
 from varlab.analysis import tables
+from varlab.storage import locks
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "measure.py"
 #: A tenth of the kills come while the sweep is still being composed, the others while a job is at work.
@@ -31,10 +33,14 @@ def context():
     return server
 
 
-def command(folder, words):
-    """What a process of the forkserver does: the script, in a folder, its words in a log."""
+def command(folder, words, locking, largest):
+    """What a process of the forkserver does: the script, in a folder, what it says in a log."""
     os.chdir(folder)
-    with open("log.txt", "a") as log:
+    if not locking:
+        locks.fcntl = None
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    with open("log.txt", "a", encoding="utf-8") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     sys.path.insert(0, str(SCRIPT.parent))
@@ -42,8 +48,16 @@ def command(folder, words):
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
-def start(folder, words):
-    process = context().Process(target=command, args=(str(folder), tuple(words)))
+def start(folder, words, locking=True, largest=None):
+    """Start a command in a process of its own.
+
+    Args:
+        folder: where it runs.
+        words: of its command line.
+        locking: whether its file system has locks.
+        largest: most bytes of a file that it may write.
+    """
+    process = context().Process(target=command, args=(str(folder), tuple(words), locking, largest))
     process.start()
     return process
 

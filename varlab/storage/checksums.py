@@ -1,4 +1,4 @@
-"""What ``done.json`` knows of each file of a finished run: its size and SHA-256, so that damage does not pass for a number."""
+"""What ``done.json`` knows of each file of results: its size and SHA-256, so that damage does not pass for a number."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 from varlab.checks import InputError
 
-#: A page for the eye that is drawn from the other files; it may be drawn anew at any time.
-NOT_COUNTED = ("report.html",)
+#: Files without results of their own, which two writers of one run write differently (wall time, paths).
+NOT_COUNTED = ("config.yaml", "provenance.json", "report.html")
 
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
