@@ -51,7 +51,6 @@ def _spin(reward):
 FAULTS = {
     "none": lambda reward: reward, "pays_nan": lambda reward: float("nan"), "raise": _raise, "sleep": _sleep, "spin": _spin,
     "exit": lambda reward: sys.exit(7), "kill": lambda reward: os.kill(os.getpid(), signal.SIGKILL),
-    "abort": lambda reward: os.abort(),
 }  # fmt: skip
 
 

@@ -23,8 +23,8 @@ from varlab.storage import locks
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "measure.py"
 #: A tenth of the kills come while the sweep is still being composed, the others while a job is at work.
 EARLY, EARLY_SECONDS = 0.1, 1.0
-#: Longest wait between the moment that a job is seen at work and its kill: jobs take about as long.
-LONGEST = 0.6
+#: Longest wait between the moment that a job is seen at work and its kill, in durations of an undisturbed job.
+LONGEST = 1.5
 
 
 def context():
@@ -63,10 +63,12 @@ def start(folder, words, locking=True, largest=None):
 
 
 def complete(folder, words):
-    """Run a command to its end."""
+    """Run a command to its end; return how many seconds that took."""
+    began = time.monotonic()
     process = start(folder, words)
     process.join()
     assert process.exitcode == 0, (folder / "log.txt").read_text()[-2000:]
+    return time.monotonic() - began
 
 
 def at_work(process):
@@ -78,8 +80,15 @@ def at_work(process):
     return int(children[0]) if children else None
 
 
-def disturb(folder, words, kills, seed):
+def disturb(folder, words, kills, seed, job_seconds):
     """Start a sweep again and again and kill it or its job ``kills`` times while work is left.
+
+    Args:
+        folder: where it runs.
+        words: of its command line.
+        kills: how many.
+        seed: of their moments.
+        job_seconds: what an undisturbed job takes.
 
     Returns:
         How often the sweep, and how often a job was killed.
@@ -94,7 +103,7 @@ def disturb(folder, words, kills, seed):
             else:
                 while process.is_alive() and at_work(process) is None:
                     time.sleep(0.005)
-                time.sleep(draw.uniform(0, LONGEST))
+                time.sleep(draw.uniform(0, LONGEST * job_seconds))
                 victim = str(draw.choice(["sweep", "job"]))
             target = process.pid if victim == "sweep" else at_work(process)
             if not process.is_alive() or target is None:

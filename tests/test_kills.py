@@ -17,8 +17,8 @@ SWEEP = ("-m", "env=frozenlake", "policy=softmax_table", "phi=[total_return,rewa
 def folders(tmp_path_factory):
     """An undisturbed sweep and one that was killed five times and finished."""
     calm, disturbed = (tmp_path_factory.mktemp(name) for name in ("calm", "disturbed"))
-    kills.complete(calm, SWEEP)
-    hits = kills.disturb(disturbed, SWEEP, kills=5, seed=1)
+    seconds = kills.complete(calm, SWEEP)
+    hits = kills.disturb(disturbed, SWEEP, kills=5, seed=1, job_seconds=seconds / 10)  # half goes into starting
     assert sum(hits.values()) == 5 and min(hits.values()) >= 1, hits
     kills.complete(disturbed, SWEEP)
     return calm, disturbed

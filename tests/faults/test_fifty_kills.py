@@ -11,8 +11,8 @@ def test_a_sweep_killed_fifty_times_ends_as_an_undisturbed_one(tmp_path):
     calm, disturbed = tmp_path / "calm", tmp_path / "disturbed"
     for folder in (calm, disturbed):
         folder.mkdir()
-    kills.complete(calm, SWEEP)
-    hits = kills.disturb(disturbed, SWEEP, kills=50, seed=0)
+    seconds = kills.complete(calm, SWEEP)
+    hits = kills.disturb(disturbed, SWEEP, kills=50, seed=0, job_seconds=seconds / 60)
     assert sum(hits.values()) == 50 and min(hits.values()) >= 5, hits
     kills.complete(disturbed, SWEEP)
     assert len(kills.table(disturbed)) == 60 * 2
