@@ -104,7 +104,7 @@ def disturb(folder, words, kills, seed, job_seconds):
                 while process.is_alive() and at_work(process) is None:
                     time.sleep(0.005)
                 time.sleep(draw.uniform(0, LONGEST * job_seconds))
-                victim = str(draw.choice(["sweep", "job"]))
+                victim = "sweep" if hits["sweep"] <= hits["job"] else "job"
             target = process.pid if victim == "sweep" else at_work(process)
             if not process.is_alive() or target is None:
                 continue
