@@ -12,7 +12,7 @@ EXTRAS_STAMP := .venv-extras/.installed
 BENCH_PY := .venv-bench/bin/python
 BENCH_STAMP := .venv-bench/.installed
 
-.PHONY: help reproduce test test-extras test-oracles calibrate benchmark lint clean browser
+.PHONY: help reproduce test test-extras test-faults test-oracles calibrate benchmark lint clean browser
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-extras: $(EXTRAS_STAMP) browser  ## check against torchrl, Stable-Baselines
 # Headless Chromium opens report.html; its Debian packages are the only system packages that varlab's tests use.
 browser:
 	@command -v chromium > /dev/null && command -v chromedriver > /dev/null || { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver; } || { echo "chromium and chromedriver were expected, but they are neither here nor could they be installed; on Debian and Ubuntu: sudo apt install chromium chromium-driver" >&2; exit 1; }
+
+test-faults: $(STAMP)  ## kill a sweep of sixty jobs fifty times, finish it, compare with an undisturbed one (some ten minutes)
+	$(PY) -m pytest tests/faults
 
 test-oracles: $(STAMP)  ## compare exact moments with a million trajectories on each of five worlds (a few minutes)
 	$(PY) -m pytest tests/slow

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 # Waiting threads sleep instead of spinning: on cores shared with other programs small operations are many times faster, on
 # idle ones equally fast. OpenMP reads it once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import _isolation
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -21,9 +23,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from varlab import complaints, configure, guard, kinds
+from varlab import checks, complaints, configure, guard, kinds, sweeps
 from varlab.checks import InputError
 
+#: Launchers whose sweep would die with one of its jobs: there each job has a process of its own.
+FRAGILE = ("BasicLauncher", "JoblibLauncher")
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 
 
@@ -49,10 +53,63 @@ def progress(quiet: bool, unit: str = "trajectories") -> Iterator[Callable[[str,
             bar.close()
 
 
-def run(task: Callable[[DictConfig], None], config_name: str) -> None:
+def plan_runs(digests: Sequence[str]) -> None:
+    """Record which runs this job of a multirun consists of."""
+    if in_multirun():
+        sweeps.runs(HydraConfig.get(), digests)
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, run_digest: str, files: Sequence[str] | None = None) -> Iterator[str]:
+    """Hold a run folder as its one writer.
+
+    Args:
+        folder: the run folder.
+        run_digest: digest of the run.
+        files: what such a run may write; those of a measurement if None.
+
+    Yields:
+        str: ``done`` where the run is complete, ``free`` where it is this process's to make, and ``running`` where another
+        process is making it: a single run waits for that one, a job of a multirun leaves it alone.
+    """
+    from varlab import storage
+
+    files, multirun = files or storage.FILES, in_multirun()
+    if storage.folder_state(folder, run_digest, files) == "done":
+        yield "done"
+        return
+    if not multirun and (process := storage.owner(folder)):
+        print(f"Waiting for {process}, which is making {folder}.", file=sys.stderr)
+    with storage.lock(folder, wait=not multirun) as ours:
+        state = storage.folder_state(folder, run_digest, files) if ours else "running"
+        if state == "running":
+            print(f"Left to {storage.owner(folder) or 'another process'}: {folder}")
+        yield "free" if state == "interrupted" else state
+
+
+def _apart(task: Callable[[DictConfig], None], cfg: DictConfig, preload: Sequence[str]) -> None:
+    """Do one job, in a process of its own where its death or its hanging must not take others along."""
+    limit = cfg.get("time_limit")
+    if limit is not None:
+        limit = checks.in_range("time_limit", limit, 0.0, float("inf"))
+    fragile = in_multirun() and HydraConfig.get().launcher._target_.endswith(FRAGILE)
+    if not hasattr(os, "fork") or not (fragile or limit is not None):
+        task(cfg)
+        return
+    for module in preload:
+        importlib.import_module(module)  # once, not in each job's process
+    _isolation.run_apart(functools.partial(task, cfg), limit)
+
+
+def run(task: Callable[[DictConfig], None], config_name: str, preload: Sequence[str] = ()) -> None:
     """Compose ``conf/<config_name>.yaml`` with the command line and call ``task`` on it, once per job.
 
-    A multirun carries on after a job that failed and then exits with 2 (bad input) or 1.
+    A multirun carries on after a job that failed, names it in its last line and exits with 2 (bad input) or 1.
+
+    Args:
+        task: what a job does.
+        config_name: the primary configuration.
+        preload: modules that the jobs of a multirun would otherwise import each for itself.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what it would print
 
@@ -61,15 +118,22 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
         try:
             try:
                 kinds.check(OmegaConf.to_container(cfg, resolve=True), config_name)
-                task(cfg)
+                _apart(task, cfg, preload)
             except OmegaConfBaseException as error:
                 raise InputError(complaints.explain(error, sys.argv[1:], CONF, config_name)) from error
         except InputError as error:
+            if not in_multirun():
+                _refuse(str(error))
+            sweeps.fail(HydraConfig.get(), error)
+            raise  # configure.JobLog says which job it was, and the next one starts
+        except Exception as error:
             if in_multirun():
-                raise  # configure.JobLog says which job it was, and the next one starts
-            _refuse(str(error))
+                sweeps.fail(HydraConfig.get(), error)
+            raise
 
     words = sys.argv[1:]
+    sweeps.SweepRecord.command = [f"scripts/{Path(sys.argv[0]).name}", *words]
+    sweeps.SweepRecord.folder = None
     try:
         guard.check_words(words)
         configure.refuse_out_in_multirun(words)
@@ -80,10 +144,33 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
             hydra.main(version_base="1.3", config_path=CONF, config_name=config_name)(job)()
     except guard.RefusedError as error:
         _refuse(str(error))
-    except InputError:  # out of a multirun alone: the sentence was logged when its job ended
-        _refuse("At least one job of the multirun had unusable input, as logged above; the others are complete.")
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(complaints.explain(error, words, CONF, config_name))
+    except InputError:  # out of a multirun alone: the sentence was logged when its job ended
+        _refuse(sweeps.outcome() or "At least one job of the multirun had unusable input, as logged above.")
+    except Exception as error:
+        ended = sweeps.outcome()
+        if ended is None:
+            _explain_refusal(error)
+            raise
+        print(ended, file=sys.stderr)  # what went wrong was logged when its job ended
+        raise SystemExit(1) from None
+    else:
+        if ended := sweeps.outcome():
+            print(ended, file=sys.stderr)
+
+
+def _explain_refusal(error: Exception) -> None:
+    """End with one sentence where the system refused a write of Hydra's own."""
+    from varlab.storage import writing
+
+    try:
+        with writing(getattr(error, "filename", None) or "the run folder"):
+            raise error
+    except InputError as sentence:
+        _refuse(str(sentence))
+    except Exception:
+        return
 
 
 def _refuse(sentence: str) -> None:

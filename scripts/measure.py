@@ -29,25 +29,30 @@ def main(cfg: DictConfig) -> None:
     planned = experiment.plan(**configure.arguments(cfg))
     folder = Path(cfg.out or Path(HydraConfig.get().sweep.dir) / planned.digest)
     command = [f"{Path(sys.argv[0]).parent.name}/{Path(sys.argv[0]).name}", *sys.argv[1:]]
-    done = storage.folder_state(folder, planned.digest) == "done"
-    if not done:
-        storage.begin(folder, planned.digest, OmegaConf.to_yaml(cfg, resolve=True))
-        with storage.ParquetSink(folder / "trajectories.parquet") as sink, _entry.progress(quiet=multirun) as progress:
-            result = experiment.run(planned, cache=storage.ReferenceCache(cfg.cache), sink=sink, progress=progress)
-        storage.write_run(folder, result, provenance.provenance(result, configure.seeds(cfg), command))
-    summary, _, _, record = storage.read_run(folder)
-    if cfg.figures and not (done and (folder / "figures").is_dir()):
-        convergence = tables.gather_convergence([folder])
-        figures.save_all(summary, *convergence, folder / "figures", cfg.style, shlex.join(["python", *command]))
-    if not (done and (folder / "report.html").exists()):
-        pictures = {path.stem: path.read_bytes() for path in sorted((folder / "figures").glob("*.png"))}
-        storage.write_text(folder / "report.html", run_page.run_page(summary, record, pictures))
-    if not done:
-        storage.finish(folder, planned.digest, varlab.NUMERICS)
+    _entry.plan_runs([planned.digest])
+    with _entry.claimed(folder, planned.digest) as state:
+        if state == "running":
+            return
+        done = state == "done"
+        if not done:
+            storage.begin(folder, planned.digest, OmegaConf.to_yaml(cfg, resolve=True))
+            with storage.ParquetSink(folder / "trajectories.parquet") as sink, _entry.progress(quiet=multirun) as progress:
+                result = experiment.run(planned, cache=storage.ReferenceCache(cfg.cache), sink=sink, progress=progress)
+            storage.write_run(folder, result, provenance.provenance(result, configure.seeds(cfg), command))
+        summary, _, _, record = storage.read_run(folder)
+        if cfg.figures and not (done and (folder / "figures").is_dir()):
+            convergence = tables.gather_convergence([folder])
+            with storage.atomic_folder(folder / "figures") as place:
+                figures.save_all(summary, *convergence, place, cfg.style, shlex.join(["python", *command]))
+        if not (done and (folder / "report.html").exists()):
+            pictures = {path.stem: path.read_bytes() for path in sorted((folder / "figures").glob("*.png"))}
+            storage.write_text(folder / "report.html", run_page.run_page(summary, record, pictures))
+        if not done:
+            storage.finish(folder, planned.digest, varlab.NUMERICS)
     if not multirun:
         print(tables.readable(summary), *(f"Note: {note}" for note in record["notes"]), sep="\n")
     print(f"{'Measured before' if done else 'Written'}: {folder}")
 
 
 if __name__ == "__main__":
-    _entry.run(main, "measure")
+    _entry.run(main, "measure", preload=("varlab.experiment", "varlab.analysis.figures", "varlab.analysis.run_page"))

@@ -25,26 +25,28 @@ def main(cfg: DictConfig) -> None:
         torch.set_num_threads(checks.positive_int("threads", cfg.threads))
     files, seeds = storage.TRAINING_FILES, configure.training_seeds(cfg)
     command = [f"{Path(sys.argv[0]).parent.name}/{Path(sys.argv[0]).name}", *sys.argv[1:]]
-    for seed in seeds:
-        planned = training.plan(**configure.training_arguments(cfg, seed))
+    plans = {seed: training.plan(**configure.training_arguments(cfg, seed)) for seed in seeds}
+    _entry.plan_runs([planned.digest for planned in plans.values()])
+    for seed, planned in plans.items():
         out = cfg.out and Path(cfg.out) / (f"seed_{seed}" if len(seeds) > 1 else "")
         folder = out or Path(HydraConfig.get().sweep.dir) / planned.digest
-        done = storage.folder_state(folder, planned.digest, files) == "done"
-        if not done:
-            alone = OmegaConf.merge(cfg, {"seed": seed, "seeds": None})
-            storage.begin(folder, planned.digest, OmegaConf.to_yaml(alone, resolve=True), files)
-            with _entry.progress(quiet=multirun, unit="epochs") as progress:
-                result = training.run(planned, progress)
-            record = provenance.provenance(result, {"train": seed}, command)
-            storage.write_training(folder, result, record)
-            storage.finish(folder, planned.digest, varlab.NUMERICS, files)
+        with _entry.claimed(folder, planned.digest, files) as state:
+            if state == "running":
+                continue
+            if state == "free":
+                alone = OmegaConf.merge(cfg, {"seed": seed, "seeds": None})
+                storage.begin(folder, planned.digest, OmegaConf.to_yaml(alone, resolve=True), files)
+                with _entry.progress(quiet=multirun, unit="epochs") as progress:
+                    result = training.run(planned, progress)
+                storage.write_training(folder, result, provenance.provenance(result, {"train": seed}, command))
+                storage.finish(folder, planned.digest, varlab.NUMERICS, files)
         curve, record = storage.read_training(folder)
         first, last = (curve["mean_return"].iloc[i] for i in (0, -1))
         print(f"seed {seed}: mean return {first:.4g} at first, {last:.4g} at last, {curve['steps'].iloc[-1]:,} steps")
         for note in record["notes"]:
             print(f"Note: {note}")
-        print(f"{'Trained before' if done else 'Written'}: {folder}")
+        print(f"{'Trained before' if state == 'done' else 'Written'}: {folder}")
 
 
 if __name__ == "__main__":
-    _entry.run(main, "train")
+    _entry.run(main, "train", preload=("varlab.training",))

@@ -14,7 +14,8 @@ ROOT = Path(varlab.__file__).resolve().parent
 ORDER = (
     "checks", "workers", "capabilities", "types", "layout", "rng", "storage", "envs", "policies", "rollout", "values",
     "estimators", "scores", "terms", "cores", "oracles", "analysis", "plans", "summary", "sources", "preparation", "shards",
-    "experiment", "traces", "training", "studies", "provenance", "user_modules", "guard", "kinds", "complaints", "configure",
+    "experiment", "traces", "training", "studies", "provenance", "user_modules", "guard", "kinds", "complaints",
+    "configure", "sweeps",
 )  # fmt: skip
 #: Who may name files: checks asks whether a folder can be one, storage writes, provenance asks git, complaints looks into conf/;
 #: figures and tables save through storage.
@@ -213,7 +214,7 @@ def test_only_figures_know_plotting():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
             if isinstance(node, (ast.Import, ast.ImportFrom)) and names[0].split(".")[0] in (*PLOTTING, "hydra", "omegaconf"):
                 drawing = name.startswith("analysis.") and names[0].split(".")[0] in PLOTTING
-                if not drawing and name not in ("configure", "guard", "complaints") and not name.startswith("storage"):
+                if not drawing and name not in ("configure", "guard", "complaints", "sweeps") and not name.startswith("storage"):
                     yield node.lineno
 
     assert not where(rule)

@@ -207,7 +207,7 @@ def test_a_multirun_carries_on_after_a_bad_job_and_resumes(measure, tmp_path):
     done = measure(*sweep)
     assert done.code == 2 and "Traceback" not in done.err
     assert len(re.findall(r"^Job [23] \(.*n=20.*\): At least 50 trajectories", done.err, re.M)) == 2
-    assert done.err.strip().endswith("the others are complete.")
+    assert re.search(r"^2 of 4 jobs failed: n=20 seed=0; n=20 seed=1\. The others are complete", done.err, re.M)
     runs = storage.find_runs(tmp_path / "results" / "runs" / "measure")
     assert [json.loads((f / "done.json").read_text())["digest"] for f in runs] == [f.name for f in runs] and len(runs) == 2
     assert done.out.count("Written: ") == 2 and "variance" not in done.out and "it/s" not in done.err

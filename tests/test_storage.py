@@ -1,5 +1,6 @@
 """Digests, atomic writes, run folders, the reference cache and θ files."""
 
+import hashlib
 import json
 import logging
 import os
@@ -142,6 +143,7 @@ def test_a_run_goes_from_free_through_interrupted_to_done(tmp_path):
     storage.finish(folder, DIGEST, 1)
     assert storage.folder_state(folder, DIGEST) == "done"
     done = json.loads((folder / "done.json").read_text())
+    assert done.pop("checksums") == {"summary.csv": {"bytes": 4, "sha256": hashlib.sha256(b"phi\n").hexdigest()}}
     assert done == {"digest": DIGEST, "numerics": 1, "files": ["config.yaml", "summary.csv"]}
     (folder / "summary.csv").unlink()
     assert storage.folder_state(folder, DIGEST) == "interrupted"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from varlab.storage.atomic import read_npz, write_npz
+from varlab.storage.atomic import drop_abandoned, read_npz, write_npz
 from varlab.storage.digests import canonical, digest
 from varlab.types import Reference
 
@@ -70,9 +70,7 @@ class ReferenceCache:
 
     def put(self, reference_digest: str, reference: Reference) -> None:
         """Store a reference under a digest."""
+        drop_abandoned(self.folder)
         packed = pack_reference(reference)
         checksum = digest({"key": reference_digest, **packed})
         write_npz(self.path(reference_digest), {**packed, "checksum": np.array(checksum)})
-
-
-# ---- θ ------------------------------------------------------------------------------------------------------------------

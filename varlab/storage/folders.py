@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import logging
+import shutil
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from varlab import checks
 from varlab.checks import InputError
-from varlab.storage.atomic import abandoned, write_json, write_text
+from varlab.storage.atomic import drop_abandoned, write_json, write_text, writing
+from varlab.storage.checksums import checksums, damage, read_done
+
+log = logging.getLogger(__name__)
 
 #: What a run may write; a folder that holds one of these without being this run's is not touched.
 FILES = (
     "config.yaml", "summary.csv", "summary.parquet", "trajectories.parquet", "moments.npz", "critic.pt", "provenance.json",
-    "report.html", "done.json",
+    "report.html", "error.txt", "done.json",
 )  # fmt: skip
 _HEADER = "# digest: "
 
@@ -28,16 +32,21 @@ def folder_state(folder: str | Path, run_digest: str, files: Sequence[str] = FIL
         files: what such a run may write, names or patterns.
 
     Returns:
-        ``done`` where the same run is complete; ``interrupted`` where it began; ``free`` where nothing would be overwritten.
+        ``done`` where the same run is complete; ``interrupted`` where it began, or where one of its files is damaged; ``free``
+        where nothing would be overwritten.
 
     Raises:
-        InputError: if the folder cannot be one, holds another run, or files of unknown origin that the run would overwrite.
-    """
-    folder = Path(folder)
+        InputError: if the folder holds another run, or files of unknown origin that the run would overwrite.
+    """  # noqa: DOC502
+    return _state(Path(folder), run_digest, files)[0]
+
+
+def _state(folder: Path, run_digest: str, files: Sequence[str]) -> tuple[str, list[str]]:
+    """Return what :func:`folder_state` says, and what is wrong with the files of a run that was complete."""
     checks.folder(folder, "name another folder with out=")
     present = _present(folder, (*files, "figures"))
     if not present:
-        return "free"
+        return "free", []
     held = _held_digest(folder)
     if held is None:
         raise InputError(
@@ -49,9 +58,9 @@ def folder_state(folder: str | Path, run_digest: str, files: Sequence[str] = FIL
             f"A folder of run {run_digest} was expected at {folder}, but it holds run {held}, whose settings, θ or numerics "
             "differ; name another folder with out=, or remove this one if it is no longer wanted."
         )
-    done = _read_json(folder / "done.json")
-    complete = done is not None and all((folder / name).exists() for name in done.get("files", ()))
-    return "done" if complete else "interrupted"
+    done = read_done(folder)
+    found = [] if done is None else damage(folder, done)
+    return "done" if done is not None and not found else "interrupted", found
 
 
 def begin(folder: str | Path, run_digest: str, config: str, files: Sequence[str] = FILES) -> None:
@@ -67,19 +76,52 @@ def begin(folder: str | Path, run_digest: str, config: str, files: Sequence[str]
         InputError: as :func:`folder_state`.
     """  # noqa: DOC502
     folder = Path(folder)
-    folder_state(folder, run_digest, files)
-    for part in folder.glob(".*.part"):
-        if abandoned(part):
-            part.unlink(missing_ok=True)
-    (folder / "done.json").unlink(missing_ok=True)
+    _, found = _state(folder, run_digest, files)
+    if found:
+        log.warning("The run in %s is damaged (%s) and is made again.", folder, "; ".join(found))
+    drop_abandoned(folder)
+    with writing(folder / "done.json"):
+        for name in ("done.json", "error.txt"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "figures", ignore_errors=True)  # a half-drawn set must not pass for a whole one
     write_text(folder / "config.yaml", f"{_HEADER}{run_digest}\n{config}")
 
 
 def finish(folder: str | Path, run_digest: str, numerics: int, files: Sequence[str] = FILES) -> None:
-    """Declare the run complete: write ``done.json``, which lists the files that make it so."""
+    """Declare the run complete: write ``done.json``, which lists the files that make it so, with their checksums."""
     folder = Path(folder)
-    present = [name for name in _present(folder, files) if name != "done.json"]
-    write_json(folder / "done.json", {"digest": run_digest, "numerics": numerics, "files": present})
+    present = [name for name in _present(folder, files) if name not in ("error.txt", "done.json")]
+    marker = {"digest": run_digest, "numerics": numerics, "files": present, "checksums": checksums(folder, present)}
+    write_json(folder / "done.json", marker)
+    (folder / "error.txt").unlink(missing_ok=True)
+
+
+def keep_error(folder: str | Path, error: BaseException) -> Path | None:
+    """Keep what made a run fail as ``error.txt`` in its folder: bad input as its sentence, anything else with its traceback.
+
+    Args:
+        folder: the run folder.
+        error: what was raised.
+
+    Returns:
+        The file; None where it cannot be written either.
+    """
+    path = Path(folder) / "error.txt"
+    told = f"{error}\n" if isinstance(error, InputError) else "".join(traceback.format_exception(error))
+    try:
+        write_text(path, told)
+    except (OSError, InputError):
+        return None
+    return path
+
+
+def read_error(path: str | Path) -> str | None:
+    """Return what an ``error.txt`` says was wrong, in one line, or None where there is no such file."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").strip().splitlines()
+    except (OSError, ValueError):
+        return None
+    return lines[-1] if lines else "no reason was kept"
 
 
 def find_runs(paths: str | Path | Iterable[str | Path], training: bool = False) -> list[Path]:
@@ -107,16 +149,8 @@ def _present(folder: Path, patterns: Iterable[str]) -> list[str]:
     return [path.name for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
 def _held_digest(folder: Path) -> str | None:
-    done = _read_json(folder / "done.json")
+    done = read_done(folder)
     if done is not None:
         return done.get("digest")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +15,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from varlab.checks import InputError
-from varlab.storage.atomic import atomic, part_of, read_npz, write_json, write_npz
+from varlab.storage.atomic import atomic, part_of, read_npz, write_json, write_npz, write_tensors, writing
 from varlab.storage.cache import UNREADABLE, first_line, pack_reference, unpack_reference
+from varlab.storage.checksums import refuse_damage
 from varlab.types import Moments, Reference
 
 
@@ -37,19 +38,24 @@ class ParquetSink:
     def __call__(self, block: pd.DataFrame) -> None:
         """Append one block; float64 columns are kept as float32."""
         table = pa.Table.from_pandas(block.astype({c: "float32" for c in block.select_dtypes("float64")}), preserve_index=False)
-        if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pq.ParquetWriter(self._part, table.schema)
-        self._writer.write_table(table)
+        with writing(self.path):
+            if self._writer is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._writer = pq.ParquetWriter(self._part, table.schema)
+            self._writer.write_table(table)
 
     def close(self, keep: bool = True) -> None:
         """Close the file and give it its name, or drop it."""
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            with writing(self.path) if keep else suppress(OSError):  # an error that came before matters more
+                if self._writer is not None:
+                    self._writer.close()
+                    if keep:
+                        os.replace(self._part, self.path)
+        finally:
             self._writer = None
-            if keep:
-                os.replace(self._part, self.path)
-        self._part.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
 
     def __enter__(self) -> ParquetSink:
         """Return the sink."""
@@ -79,8 +85,7 @@ def write_run(folder: str | Path, result: Any, provenance: Mapping[str, Any]) ->
     with atomic(folder / "summary.parquet") as part:
         result.summary.to_parquet(part, index=False)
     if result.critic is not None:
-        with atomic(folder / "critic.pt") as part:
-            torch.save(dict(result.critic.state_dict()), part)
+        write_tensors(folder / "critic.pt", result.critic.state_dict())
     write_json(folder / "provenance.json", provenance)
 
 
@@ -97,6 +102,7 @@ def read_run(folder: str | Path) -> tuple[pd.DataFrame, Moments, dict[str, Refer
         InputError: if a file is missing or damaged.
     """
     folder = Path(folder)
+    refuse_damage(folder, ("summary.parquet", "moments.npz", "provenance.json"))
     try:
         summary = pd.read_parquet(folder / "summary.parquet")
         arrays = read_npz(folder / "moments.npz")
@@ -131,6 +137,7 @@ def read_trajectories(folder: str | Path, rows: int = 65_536) -> Iterator[pd.Dat
         InputError: if the file is missing or damaged.
     """
     path = Path(folder) / "trajectories.parquet"
+    refuse_damage(Path(folder), (path.name,))
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=rows):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from varlab import checks
 from varlab.checks import InputError
-from varlab.storage.atomic import atomic, read_npz, write_npz
+from varlab.storage.atomic import read_npz, write_npz, write_tensors
 from varlab.storage.cache import UNREADABLE, first_line
 from varlab.storage.digests import digest
 
@@ -32,8 +32,7 @@ def save_theta(path: str | Path, policy: nn.Module | Mapping[str, Tensor]) -> st
     if Path(path).suffix == ".npz":
         write_npz(path, {name: tensor.numpy() for name, tensor in state.items()})
     else:
-        with atomic(path) as part:
-            torch.save(state, part)
+        write_tensors(path, state)
     return digest(state)
 
 

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from varlab import checks
 from varlab.checks import InputError
-from varlab.storage.atomic import atomic, write_json
+from varlab.storage.atomic import atomic, write_json, write_tensors
 from varlab.storage.cache import UNREADABLE, first_line
+from varlab.storage.checksums import refuse_damage
 from varlab.storage.theta import save_theta
 
 #: What a training run may write.
-TRAINING_FILES = ("config.yaml", "curve.csv", "curve.parquet", "theta_*.npz", "critic.pt", "provenance.json", "done.json")
+TRAINING_FILES = (
+    "config.yaml", "curve.csv", "curve.parquet", "theta_*.npz", "critic.pt", "provenance.json", "error.txt", "done.json",
+)  # fmt: skip
 
 
 def write_training(folder: str | Path, training: Any, provenance: Mapping[str, Any]) -> None:
@@ -36,8 +38,7 @@ def write_training(folder: str | Path, training: Any, provenance: Mapping[str, A
     for name, state in training.checkpoints.items():
         save_theta(folder / f"theta_{name}.npz", state)
     if training.critic is not None:
-        with atomic(folder / "critic.pt") as part:
-            torch.save(dict(training.critic), part)
+        write_tensors(folder / "critic.pt", training.critic)
     write_json(folder / "provenance.json", provenance)
 
 
@@ -54,6 +55,7 @@ def read_training(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         InputError: if a file is missing or damaged.
     """
     folder = Path(folder)
+    refuse_damage(folder, ("curve.parquet", "provenance.json"))
     try:
         curve = pd.read_parquet(folder / "curve.parquet")
         return curve, json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
@@ -87,4 +89,6 @@ def checkpoint(folder: str | Path, at: object) -> Path:
         raise InputError(
             f"Checkpoints theta_….npz were expected in {folder}, but it holds none; name a folder of scripts/train.py."
         )
-    return found[checks.one_of("checkpoint", str(at), found)]
+    path = found[checks.one_of("checkpoint", str(at), found)]
+    refuse_damage(folder, (path.name,))
+    return path
