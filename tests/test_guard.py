@@ -105,7 +105,7 @@ def test_foreign_code_in_a_configuration_folder_is_not_run(tmp_path, monkeypatch
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     for words in (["+env@_global_=evil"], ["--config-name", "evil"], ["-m", "+env@_global_=evil", "seed=0,1"]):
-        monkeypatch.setattr(sys, "argv", ["measure.py", "--config-dir", str(folder), *words])
+        monkeypatch.setattr(sys, "argv", ["measure.py", "--config-dir", str(folder), *words, "n=49"])
         with pytest.raises(SystemExit) as stop:
             runpy.run_path(str(ROOT / "scripts" / "measure.py"), run_name="__main__")
         said = capfd.readouterr().err
