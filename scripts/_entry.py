@@ -13,6 +13,7 @@ from pathlib import Path
 # idle ones equally fast. OpenMP reads it once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import cloudpickle
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from varlab import configure
+from varlab import checks, configure, launchers
 from varlab.checks import InputError
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
@@ -30,6 +31,24 @@ CONF = str(Path(__file__).resolve().parents[1] / "conf")
 def in_multirun() -> bool:
     """Return whether this job is one of a multirun."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def command() -> list[str]:
+    """Return the words of the command that does this job alone, the same on every machine and under every launcher."""
+    settings = HydraConfig.get()
+    return [f"scripts/{settings.job.config_name}.py", *settings.overrides.task]
+
+
+def limit_threads(asked: int | None) -> None:
+    """Give torch the threads that were asked for, else one for every core that the launcher reserved for this job.
+
+    Results do not depend on it; jobs side by side would otherwise each take every core. joblib shares the cores out itself.
+    """
+    threads = asked if asked is not None or not in_multirun() else launchers.reserved(HydraConfig.get().launcher)
+    if threads is not None:
+        import torch  # here: --help stays quick
+
+        torch.set_num_threads(checks.positive_int("threads", threads))
 
 
 @contextlib.contextmanager
@@ -55,6 +74,8 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
     A multirun carries on after a job that failed and then exits with 2 (bad input) or 1.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what it would print
+    # Processes that a cluster starts know installed packages, not this folder: this file travels with the job.
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> None:
@@ -76,8 +97,13 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
         _refuse("At least one job of the multirun had unusable input, as logged above; the others are complete.")
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(configure.explain(error, words, CONF, config_name))
+    except Exception as error:
+        sentence = launchers.lost_job(error)
+        if sentence is None:
+            raise
+        _refuse(sentence, code=1)
 
 
-def _refuse(sentence: str) -> None:
+def _refuse(sentence: str, code: int = 2) -> None:
     print(" ".join(sentence.split()), file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)

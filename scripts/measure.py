@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 
 import _entry
@@ -14,8 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 def main(cfg: DictConfig) -> None:
     """Compose, measure, save."""
     # Imported here: --help stays quick, and launchers that pickle this function send no modules along.
-    import torch
-
     import varlab
     from varlab import configure, experiment, provenance, storage
     from varlab.analysis import figures, run_page, tables
@@ -23,11 +20,10 @@ def main(cfg: DictConfig) -> None:
     multirun = _entry.in_multirun()
     if multirun:
         configure.refuse_out_in_multirun(["-m", f"out={cfg.out or ''}"])
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
+    _entry.limit_threads(cfg.threads)
     planned = experiment.plan(**configure.arguments(cfg))
     folder = Path(cfg.out or Path(HydraConfig.get().sweep.dir) / planned.digest)
-    command = [f"{Path(sys.argv[0]).parent.name}/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    command = _entry.command()
     done = storage.folder_state(folder, planned.digest) == "done"
     if not done:
         storage.begin(folder, planned.digest, OmegaConf.to_yaml(cfg, resolve=True))

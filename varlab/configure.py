@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from varlab import checks, storage
+from varlab import checks, launchers, storage
 from varlab.checks import InputError
 
 log = logging.getLogger(__name__)
@@ -275,6 +275,8 @@ def explain(error: Exception, words: Sequence[str], conf: str | Path, config_nam
         One sentence; a mistyped group choice or key comes with the nearest names.
     """
     group, _, choice = (getattr(error, "missing_cfg_file", None) or "").rpartition("/")
+    if group == "hydra/launcher":
+        return launchers.unknown(choice)
     known = [path.stem for path in (Path(conf) / group).glob("*.yaml")]
     if group and known and isinstance(error, MissingConfigException):
         return f"No choice of {group} is called '{choice}'; the nearest names are {checks.nearest(choice, known)}."
