@@ -5,7 +5,6 @@ import logging
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -249,17 +248,6 @@ def test_a_critic_is_kept_as_tensors_and_can_be_started_from(measure, tmp_path):
     a, b = (pd.read_csv(tmp_path / f / "summary.csv") for f in "ab")
     assert set(a["values_source"].dropna()).isdisjoint(set(b["values_source"].dropna()) - {"none"})
     assert a["variance"][0] == b["variance"][0] and a["variance"][1] != b["variance"][1]
-
-
-def test_several_processes_give_the_same_bits(tmp_path, measure):
-    """A real command, outside this process: two loky workers against one serial job."""
-    command = [sys.executable, str(SCRIPT), "-m", *SMALL, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for folder in storage.find_runs(tmp_path / "results" / "runs"):
-        seed = json.loads((folder / "provenance.json").read_text())["seeds"]["rollout"]
-        measure(*SMALL, f"seed={seed}", f"out=single{seed}")
-        same_numbers(folder, tmp_path / f"single{seed}")
 
 
 def test_help_reads_well(measure):

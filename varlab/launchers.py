@@ -43,7 +43,8 @@ def unknown(choice: str) -> str:
             f"The launcher '{choice}' was expected to be installed, but it is not; install the extra that brings it: "
             f"pip install -e '.[{EXTRAS[choice]}]'."
         )
-    return f"No choice of hydra/launcher is called '{choice}'; the nearest names are {checks.nearest(choice, [*EXTRAS, 'local'])}."
+    near = checks.nearest(choice, [*EXTRAS, "local"])
+    return f"No choice of hydra/launcher is called '{choice}'; the nearest names are {near}."
 
 
 def lost_job(error: BaseException) -> str | None:
