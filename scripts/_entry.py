@@ -12,6 +12,8 @@ from pathlib import Path
 # Waiting threads sleep instead of spinning: on cores shared with other programs small operations are many times faster, on
 # idle ones equally fast. OpenMP reads it once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# numpy's products are small here: more threads gain nothing, and their number could move a last digit.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import cloudpickle
 import hydra
@@ -25,6 +27,7 @@ from tqdm import tqdm
 from varlab import checks, configure, launchers
 from varlab.checks import InputError
 
+HERE = os.path.dirname(__file__)
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 
 
@@ -39,12 +42,12 @@ def command() -> list[str]:
     return [f"scripts/{settings.job.config_name}.py", *settings.overrides.task]
 
 
-def limit_threads(asked: int | None) -> None:
-    """Give torch the threads that were asked for, else one for every core that the launcher reserved for this job.
+def set_threads(threads: int | None) -> None:
+    """Give torch a number of threads; None leaves it its own choice.
 
-    Results do not depend on it; jobs side by side would otherwise each take every core. joblib shares the cores out itself.
+    Sums of single-precision products depend on it in their last digits, so the configurations say 1: the same bits then come
+    from every machine and launcher, and jobs side by side never fight for cores.
     """
-    threads = asked if asked is not None or not in_multirun() else launchers.reserved(HydraConfig.get().launcher)
     if threads is not None:
         import torch  # here: --help stays quick
 
@@ -74,8 +77,9 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
     A multirun carries on after a job that failed and then exits with 2 (bad input) or 1.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what it would print
-    # Processes that a cluster starts know installed packages, not this folder: this file travels with the job.
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    # Processes that a cluster starts know installed packages, not this folder: what the scripts share travels with the job.
+    for module in [m for m in list(sys.modules.values()) if os.path.dirname(getattr(m, "__file__", None) or "") == HERE]:
+        cloudpickle.register_pickle_by_value(module)
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> None:

@@ -14,15 +14,20 @@ def main(cfg: DictConfig) -> None:
     """Compose, measure, save."""
     # Imported here: --help stays quick, and launchers that pickle this function send no modules along.
     import varlab
-    from varlab import configure, experiment, provenance, storage
+    from varlab import configure, experiment, provenance, repetition, storage
     from varlab.analysis import figures, run_page, tables
 
     multirun = _entry.in_multirun()
     if multirun:
         configure.refuse_out_in_multirun(["-m", f"out={cfg.out or ''}"])
-    _entry.limit_threads(cfg.threads)
+    _entry.set_threads(cfg.threads)
+    repeat = cfg.repeat
+    if repeat is not None:
+        cfg = repetition.settings(cfg, HydraConfig.get().overrides.task)
     planned = experiment.plan(**configure.arguments(cfg))
     folder = Path(cfg.out or Path(HydraConfig.get().sweep.dir) / planned.digest)
+    if repeat is not None:
+        repetition.check(repeat, planned.digest, folder)
     command = _entry.command()
     done = storage.folder_state(folder, planned.digest) == "done"
     if not done:
@@ -41,6 +46,8 @@ def main(cfg: DictConfig) -> None:
         storage.finish(folder, planned.digest, varlab.NUMERICS)
     if not multirun:
         print(tables.readable(summary), *(f"Note: {note}" for note in record["notes"]), sep="\n")
+    if repeat is not None:
+        print(repetition.compare(repeat, summary))
     print(f"{'Measured before' if done else 'Written'}: {folder}")
 
 

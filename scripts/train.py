@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
     multirun = _entry.in_multirun()
     if multirun:
         configure.refuse_out_in_multirun(["-m", f"out={cfg.out or ''}"])
-    _entry.limit_threads(cfg.threads)
+    _entry.set_threads(cfg.threads)
     files, seeds = storage.TRAINING_FILES, configure.training_seeds(cfg)
     command = _entry.command()
     for seed in seeds:

@@ -14,7 +14,8 @@ ROOT = Path(varlab.__file__).resolve().parent
 ORDER = (
     "checks", "capabilities", "types", "layout", "rng", "storage", "envs", "policies", "rollout", "values", "estimators",
     "scores", "terms", "oracles", "analysis", "plans", "summary", "sources", "preparation", "experiment", "traces", "training",
-    "studies", "provenance", "launchers", "configure",
+    "studies", "provenance", "launchers", "repetition",
+    "configure",
 )  # fmt: skip
 #: Who may name files: storage writes, provenance asks git, configure finds conf/, and figures and tables save through storage.
 DISK = ("storage", "provenance", "configure", "analysis.figures", "analysis.tables")

@@ -1,9 +1,6 @@
-"""What Hydra's launchers reserve for a job, and what they say when one is missing or a job was killed."""
+"""What is said when one of Hydra's launchers is missing, or when one of its jobs was killed."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 from varlab import checks
 
@@ -11,22 +8,6 @@ from varlab import checks
 EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray", "ray_cluster": "ray"}
 #: Packages whose exceptions, out of a multirun, tell of a job that gave no result.
 _CARRIERS = ("submitit", "joblib", "ray")
-
-
-def reserved(launcher: Mapping[str, Any]) -> int | None:
-    """Return the cores that a launcher reserves for each job, which are the threads that it should use.
-
-    Args:
-        launcher: Hydra's ``launcher`` node. submitit and Ray reserve one core where none is asked for.
-
-    Returns:
-        A whole number of cores; None where the job has the process to itself (local) or its threads are set already (joblib).
-    """
-    if "cpus_per_task" in launcher:
-        return int(launcher["cpus_per_task"] or 1)
-    if "ray" in launcher:
-        return max(1, int((launcher["ray"].get("remote") or {}).get("num_cpus") or 1))
-    return None
 
 
 def unknown(choice: str) -> str:
