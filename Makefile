@@ -67,8 +67,8 @@ $(STAMP): EXTRA := test
 $(RAY_STAMP): EXTRA := test,ray
 $(EXTRAS_STAMP): EXTRA := extras
 $(BENCH_STAMP): EXTRA := bench
-# The Ray launcher asks for cloudpickle below 3, against the version that everything else is pinned to.
-$(RAY_STAMP): PINS := sed s/^cloudpickle==.*/cloudpickle==2.2.1/
+# The Ray launcher asks for cloudpickle below 3, what it brings for dateutil below 3: against the pins of everything else.
+$(RAY_STAMP): PINS := sed -e s/^cloudpickle==.*/cloudpickle==2.2.1/ -e s/^python-dateutil==.*/python-dateutil==2.9.0.post0/
 $(STAMP) $(EXTRAS_STAMP) $(BENCH_STAMP) $(RAY_STAMP): PINS ?= cat
 $(STAMP) $(EXTRAS_STAMP) $(BENCH_STAMP) $(RAY_STAMP): pyproject.toml constraints.txt
 	@test -x $(@D)/bin/python || command -v $(PYTHON) > /dev/null || { echo "varlab needs Python 3.11 or newer, but '$(PYTHON)' was not found; install it or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -14,7 +14,7 @@ import sweeps
 from varlab import storage
 
 SLURM = "hydra/launcher=submitit_slurm"
-PATIENCE = 300  # seconds
+PATIENCE = 900  # seconds, for a machine that has much else to do
 
 
 @pytest.fixture(scope="module")
