@@ -64,10 +64,12 @@ clean:  ## remove caches and build leftovers; keeps all environments and every r
 	find varlab scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): EXTRA := test
-$(RAY_STAMP): EXTRA := test,ray
+$(RAY_STAMP): EXTRA := ray
+$(RAY_STAMP): ALSO := pytest
 $(EXTRAS_STAMP): EXTRA := extras
 $(BENCH_STAMP): EXTRA := bench
-# The Ray launcher asks for cloudpickle below 3, what it brings for dateutil below 3: against the pins of everything else.
+# The Ray launcher asks for cloudpickle below 3, which joblib refuses, and what it brings asks for dateutil below 3: it lives apart from
+# the other launchers, against the pins of everything else.
 $(RAY_STAMP): PINS := sed -e s/^cloudpickle==.*/cloudpickle==2.2.1/ -e s/^python-dateutil==.*/python-dateutil==2.9.0.post0/
 $(STAMP) $(EXTRAS_STAMP) $(BENCH_STAMP) $(RAY_STAMP): PINS ?= cat
 $(STAMP) $(EXTRAS_STAMP) $(BENCH_STAMP) $(RAY_STAMP): pyproject.toml constraints.txt
@@ -77,5 +79,5 @@ $(STAMP) $(EXTRAS_STAMP) $(BENCH_STAMP) $(RAY_STAMP): pyproject.toml constraints
 	$(@D)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(@D)
 	$(PINS) constraints.txt > $(@D)/constraints.txt
 	$(@D)/bin/python -m pip install -q torch==2.13.0 -c $(@D)/constraints.txt
-	$(@D)/bin/python -m pip install -q -e ".[$(EXTRA)]" -c $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install -q -e ".[$(EXTRA)]" $(ALSO) -c $(@D)/constraints.txt
 	@touch $@
