@@ -1,6 +1,7 @@
 """The sweep of twelve jobs on a Ray cluster of this machine: one of its own, and one that runs already."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import sweeps
 PATIENCE = 900  # seconds, for a machine that has much else to do
 #: Two cores whatever the machine has; no page, no port, no word to anybody outside.
 LOCAL = ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false")
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}  # no token in the home folder
 
 
 @pytest.fixture(scope="module")
@@ -26,21 +27,17 @@ def serial(tmp_path_factory):
 @pytest.fixture
 def cluster():
     """A running cluster of one node, stopped again by the processes that its start names."""
-    program = Path(sys.executable).with_name("ray")
-    words = [str(program), "start", "--head", "--num-cpus=2", "--port=0", "--include-dashboard=false", "--block"]
-    with subprocess.Popen(words, env={**os.environ, **QUIET}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as head:
+    words = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--node-ip-address=127.0.0.1", "--port=0", "--num-cpus=2",
+             "--include-dashboard=false", "--block"]  # fmt: skip
+    variables = {**os.environ, **QUIET}
+    with subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as head:
         try:
-            address = None
-            for line in head.stdout:
-                if "--address=" in line:
-                    address = line.split("--address=")[1].split()[0].strip("'\"")
-                if "runtime started" in line or address:
-                    break
+            address = next((found[1] for line in head.stdout if (found := re.search(r"--address='([\d.:]+)'", line))), None)
             assert address, "an address of the cluster was expected"
             yield address
         finally:
             head.terminate()  # --block ends its node with itself
-            head.wait(60)
+            head.wait(120)
 
 
 def test_a_local_cluster_gives_the_same_bits(serial, tmp_path):
