@@ -71,6 +71,19 @@ def progress(quiet: bool, unit: str = "trajectories") -> Iterator[Callable[[str,
             bar.close()
 
 
+def _go_home() -> None:
+    """Go to the folder of the command that began a multirun: a cluster may start its processes anywhere.
+
+    Raises:
+        InputError: if this machine does not see it.
+    """
+    home = HydraConfig.get().runtime.cwd
+    if in_multirun() and not os.path.isdir(home):
+        raise InputError(f"The folder {home}, where the multirun began, was expected on every machine, but not here; share it.")
+    if in_multirun():
+        os.chdir(home)
+
+
 def run(task: Callable[[DictConfig], None], config_name: str) -> None:
     """Compose ``conf/<config_name>.yaml`` with the command line and call ``task`` on it, once per job.
 
@@ -84,6 +97,7 @@ def run(task: Callable[[DictConfig], None], config_name: str) -> None:
     @functools.wraps(task)
     def job(cfg: DictConfig) -> None:
         try:
+            _go_home()
             task(cfg)
         except InputError as error:
             if in_multirun():

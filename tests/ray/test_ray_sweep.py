@@ -11,7 +11,8 @@ import sweeps
 
 PATIENCE = 900  # seconds, for a machine that has much else to do
 #: Two cores whatever the machine has; no page, no port, no word to anybody outside.
-LOCAL = ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false")
+LOCAL = ("hydra/launcher=ray", "hydra.launcher.ray.init.address=local", "+hydra.launcher.ray.init.num_cpus=2",
+         "+hydra.launcher.ray.init.include_dashboard=false")  # fmt: skip
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}  # no token in the home folder
 
 
@@ -25,12 +26,12 @@ def serial(tmp_path_factory):
 
 
 @pytest.fixture
-def cluster():
+def cluster(tmp_path_factory):
     """A running cluster of one node, stopped again by the processes that its start names."""
-    words = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--node-ip-address=127.0.0.1", "--port=0", "--num-cpus=2",
-             "--include-dashboard=false", "--block"]  # fmt: skip
-    variables = {**os.environ, **QUIET}
-    with subprocess.Popen(words, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as head:
+    program = str(Path(sys.executable).with_name("ray"))
+    words = [program, "start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false", "--block"]
+    where = {"env": {**os.environ, **QUIET}, "cwd": tmp_path_factory.mktemp("elsewhere")}  # not where the sweep begins
+    with subprocess.Popen(words, **where, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as head:
         try:
             address = next((found[1] for line in head.stdout if (found := re.search(r"--address='([\d.:]+)'", line))), None)
             assert address, "an address of the cluster was expected"
