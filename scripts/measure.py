@@ -23,11 +23,12 @@ def main(cfg: DictConfig) -> None:
     _entry.set_threads(cfg.threads)
     repeat = cfg.repeat
     if repeat is not None:
-        cfg = repetition.settings(cfg, HydraConfig.get().overrides.task)
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        cfg = OmegaConf.create(repetition.settings(plain, HydraConfig.get().overrides.task))
     planned = experiment.plan(**configure.arguments(cfg))
     folder = Path(cfg.out or Path(HydraConfig.get().sweep.dir) / planned.digest)
     if repeat is not None:
-        repetition.check(repeat, planned.digest, folder)
+        repetition.check(repeat, planned.digest, str(folder))
     command = _entry.command()
     done = storage.folder_state(folder, planned.digest) == "done"
     if not done:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
 
 import varlab
 from varlab import storage
@@ -17,11 +15,11 @@ from varlab.checks import InputError
 FREE = ("repeat", "out", "study", "cache", "figures", "style", "threads", "time_limit")
 
 
-def settings(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
-    """Return the settings of the run in the folder ``cfg.repeat``, with those of :data:`FREE` taken from ``cfg``.
+def settings(ours: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of the run in the folder ``ours["repeat"]``, with those of :data:`FREE` taken from ``ours``.
 
     Args:
-        cfg: the composed configuration.
+        ours: the composed configuration as plain data.
         words: the settings that the command line gave, as key=value.
 
     Returns:
@@ -37,20 +35,19 @@ def settings(cfg: DictConfig, words: Sequence[str]) -> DictConfig:
                 f"Only {', '.join(FREE)} were expected beside repeat=, because the run itself says the rest, but {word} came; "
                 "leave it out, or measure without repeat=."
             )
-    kept, _ = storage.read_config(cfg.repeat)
-    ours = OmegaConf.to_container(cfg, resolve=True)
+    kept, _ = storage.read_config(ours["repeat"])
     if unknown := sorted(set(kept) - set(ours)):
         raise InputError(
-            f"Settings of varlab {varlab.__version__} were expected in {Path(cfg.repeat) / 'config.yaml'}, but it has "
+            f"Settings of varlab {varlab.__version__} were expected in {ours['repeat']}/config.yaml, but it has "
             f"{', '.join(unknown)} too; repeat the run with the version that its provenance.json names."
         )
-    made = ours | {key: value for key, value in kept.items() if key not in FREE}
+    made = {**ours} | {key: value for key, value in kept.items() if key not in FREE}
     if isinstance(kept.get("critic"), Mapping):  # the one group of settings that is not chosen by name, and grows
         made["critic"] = ours["critic"] | kept["critic"]
-    return OmegaConf.create(made | {"repeat": None})
+    return made | {"repeat": None}
 
 
-def check(run: str | Path, digest: str, folder: str | Path) -> None:
+def check(run: str, digest: str, folder: str) -> None:
     """Check that the settings of a run still give its digest, and that its repetition has a folder of its own.
 
     Args:
@@ -68,13 +65,13 @@ def check(run: str | Path, digest: str, folder: str | Path) -> None:
             f"{digest}: θ or another file that it read has changed, or varlab's numerics have; go back to the commit and files "
             "that its provenance.json names."
         )
-    if Path(run).resolve() == Path(folder).resolve() and (Path(run) / "done.json").exists():
+    if storage.same_finished_run(run, folder):
         raise InputError(
             f"Another folder than that of the finished run was expected for its repetition, but both are {run}; set out=."
         )
 
 
-def compare(run: str | Path, summary: pd.DataFrame) -> str:
+def compare(run: str, summary: pd.DataFrame) -> str:
     """Say whether a repetition gave the same summary.
 
     Args:
@@ -84,9 +81,10 @@ def compare(run: str | Path, summary: pd.DataFrame) -> str:
     Returns:
         One line, which names the columns that differ and the largest relative difference.
     """
-    if not (Path(run) / "summary.parquet").exists():
-        return f"Nothing to compare with: {run} was not finished."
-    first, _, _, record = storage.read_run(run)
+    try:
+        first, _, _, record = storage.read_run(run)
+    except InputError:
+        return f"Nothing to compare with: {run} was not finished, or its files are damaged."
     if first.equals(summary):
         return f"Equal bit for bit: {run}"
     shared = [c for c in first.columns if c in summary.columns and not first[c].equals(summary[c])]

@@ -9,7 +9,7 @@ from varlab.storage.agents import Agent, read_agent
 from varlab.storage.atomic import atomic, read_npz, write_json, write_npz, write_text
 from varlab.storage.cache import ReferenceCache
 from varlab.storage.digests import canonical, digest
-from varlab.storage.folders import FILES, begin, find_runs, finish, folder_state, read_config
+from varlab.storage.folders import FILES, begin, find_runs, finish, folder_state, read_config, same_finished_run
 from varlab.storage.rows import read_rows, rows_or, write_rows
 from varlab.storage.runs import ParquetSink, read_run, read_trajectories, write_run
 from varlab.storage.theta import load_theta, read_tensors, save_theta
@@ -18,6 +18,6 @@ from varlab.storage.training import TRAINING_FILES, checkpoint, read_training, w
 __all__ = [
     "FILES", "TRAINING_FILES", "Agent", "ParquetSink", "ReferenceCache", "atomic", "begin", "canonical", "checkpoint",
     "digest", "find_runs", "finish", "folder_state", "load_theta", "read_agent", "read_config", "read_npz", "read_rows",
-    "read_run", "read_tensors", "read_training", "read_trajectories", "rows_or", "save_theta", "write_json", "write_npz",
-    "write_rows", "write_run", "write_text", "write_training",
+    "read_run", "read_tensors", "read_training", "read_trajectories", "rows_or", "same_finished_run", "save_theta", "write_json",
+    "write_npz", "write_rows", "write_run", "write_text", "write_training",
 ]  # fmt: skip

@@ -101,6 +101,11 @@ def read_config(folder: str | Path) -> tuple[dict[str, Any], str]:
     return data, first.removeprefix(_HEADER).strip()
 
 
+def same_finished_run(one: str | Path, other: str | Path) -> bool:
+    """Return whether two paths name one folder that holds a finished run."""
+    return Path(one).resolve() == Path(other).resolve() and (Path(one) / "done.json").exists()
+
+
 def finish(folder: str | Path, run_digest: str, numerics: int, files: Sequence[str] = FILES) -> None:
     """Declare the run complete: write ``done.json``, which lists the files that make it so."""
     folder = Path(folder)
