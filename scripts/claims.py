@@ -59,8 +59,6 @@ def main(cfg: DictConfig) -> None:
     page = pages.claims_page(table, pictures, provenance.facts(command, cfg.seed), order)
     storage.write_text(out / "report.html", page)
     print(tables.readable(table))
-    if catalogue.missing():
-        print(f"Without an entry: {', '.join(catalogue.missing())}.")
     print("Written:", *(out / f for f in ("table.csv", "table.md", "table.tex", "report.html")), sep="\n  ")
 
 

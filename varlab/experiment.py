@@ -185,15 +185,16 @@ def _rollout(job: Preparation, pilot: Pilot, references: Mapping[str, Reference]
         log.warning(sentence)
     layout, unit = Layout(n, BLOCKS, job.part_size(n, pilot.mean_length, saved=job.snapshots), unit=job.unit), job.unit
     directions = torch.stack([torch.from_numpy(r.grad) for r in references.values()]).to(job.device)
-    blocks = [Block(pilot.center, directions, comparator, per_parameter) for _ in range(BLOCKS)]
+    first = Block(pilot.center, directions, comparator, per_parameter)
+    blocks = [first, *(first.empty() for _ in range(BLOCKS - 1))]
     done, charged = 0, np.zeros((BLOCKS, len(labels)), dtype=np.int64)
     same = {"cut": options["cut"], "device": job.device, "group": job.group, "snapshots": job.snapshots}
     for b, traj in parts(job.env, job.behaviour, layout, Streams(job.seed), "rollout", **same):
         norm_sq = torch.empty(len(traj) // unit, len(labels), dtype=torch.float64, device=job.device)
         dot = norm_sq.new_empty(*norm_sq.shape, len(references))
         before = np.array(job.value_steps())
-        for index, scores, phi in job.chunks(job.terms(traj)):
-            norm_sq[index], dot[index] = blocks[b].add(scores, phi)
+        for index, part in job.each(job.terms(traj), first.part):
+            norm_sq[index], dot[index] = blocks[b].absorb(part)
             job.check_gradient(norm_sq[index], index, "trajectory" if unit == 1 else "unit", done // unit)
         blocks[b].steps += traj.cost
         charged[b] += np.array(job.value_steps()) - before

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from varlab import checks, estimators, policies, scores, storage, terms
 from varlab.analysis import reference as references
 from varlab.analysis.moments import Block
+from varlab.cores import Cores, Out
 from varlab.estimators.base import Batch, Estimator, FitBatch, weight
 from varlab.estimators.claims import proven
 from varlab.estimators.nodes import row_counts
@@ -31,8 +32,6 @@ from varlab.values.critic import Critic
 
 #: Environment steps that one simulation part should hold: enough for wide batches, little enough to stay small in memory.
 STEPS_PER_PART = 400_000
-#: Steps (and nodes) that go through the policy together, and units at most: what the layers hold then stays in cache.
-CHUNK_ROWS, CHUNK_UNITS = 2**13, 512
 #: Rows of steps and nodes that values and weights are made for at once.
 ROWS_AT_ONCE = 2**18
 #: Numbers in the actions of those rows: wide actions are taken fewer at a time.
@@ -86,9 +85,8 @@ class Preparation:
         probe = self.sample("pilot", PROBE, self.seed, block=1)
         count = min(PROBE, probe.steps)
         self.scores = scores.make(self.policy, probe.obs[:count], probe.action[:count], self.env.name)
-        # Further rows have score maps, and so buffers, of their own: their gradients are added to those of the steps.
         self.nodes = row_counts(plan.phi, self.env)
-        self.maps = [self.scores]
+        self.cores = Cores(self.scores, self.policy, self.dtype, self.device)
         same = (plan.env, self.double_policy(), self.options, self._critic_stream, self.dtype, self.device)
         self.sources = Sources(*same)
         given = isinstance(self.options["values"], str)
@@ -120,24 +118,11 @@ class Preparation:
         self.steps["critic"] = self.steps.get("critic", 0) + traj.cost
         return traj
 
-    def chunks(
-        self, made: Iterable[tuple[int, list[Terms]]], together: int = 1
-    ) -> Iterator[tuple[Tensor, BatchScores, Tensor]]:
-        """Split the terms of a part into groups of similar length whose steps stay in cache.
-
-        Args:
-            made: terms, piece by piece.
-            together: consecutive units that stay neighbours.
-
-        Yields:
-            (index [C] of the units, their scores, φ [C, K, T]).
-        """
-        size = self.options["chunk"] or CHUNK_UNITS
-        for first, of_piece in made:
-            self.maps += [type(self.scores)(self.policy) for _ in of_piece[len(self.maps) :]]
-            same = (size, self.dtype, self.matrices, together, CHUNK_ROWS)
-            for index, *found in terms.chunks(of_piece, self.maps[: len(of_piece)], *same):
-                yield first + index, *found
+    def each(
+        self, made: Iterable[tuple[int, list[Terms]]], function: Callable[[BatchScores, Tensor], Out], together: int = 1
+    ) -> Iterator[tuple[Tensor, Out]]:
+        """Apply a function of scores and φ to groups of units, on all cores (:meth:`varlab.cores.Cores.each`)."""
+        return self.cores.each(made, function, self.options["chunk"], together, self.matrices)
 
     # Values and fitted baselines.
 
@@ -255,8 +240,8 @@ class Preparation:
         center = torch.where(torch.isfinite(center), center, 0.0)
         block = Block(center, center[:0], 0, per_parameter=False)
         # In pieces they are made once more: all at once they would not fit into memory.
-        for index, batch_scores, phi in self.chunks(self.terms(traj, sampled) if self.nodes else made):
-            norm_sq, _ = block.add(batch_scores, phi)
+        for index, part in self.each(self.terms(traj, sampled) if self.nodes else made, block.part):
+            norm_sq, _ = block.absorb(part)
             self.check_gradient(norm_sq[:, :k], index, "pilot trajectory" if self.unit == 1 else "pilot unit")
         if hasattr(self.source, "restart"):
             self.steps["branch"] = self.source.restart()  # the pilot's branches are no part of an estimator's cost

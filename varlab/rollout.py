@@ -13,7 +13,8 @@ from varlab import capabilities, checks, rng
 from varlab.capabilities import Saved, Snapshots
 from varlab.envs.base import Environment
 from varlab.layout import Layout
-from varlab.policies.base import sample
+from varlab.policies.base import CategoricalRows, sample
+from varlab.policies.networks import SoftmaxTable
 from varlab.types import Simulator, Trajectories
 
 
@@ -72,9 +73,13 @@ def rollout(
     saved = []
     last_obs = torch.empty_like(obs)
     terminated = torch.zeros(n, dtype=torch.bool, device=device)
+    table = _table(policy, env, first_trajectory, device)
     for t in range(length):
-        distribution = _distribution(policy, obs, env, first_trajectory, t, live)
-        action = sample(distribution, generator)
+        if table is None:
+            distribution = _distribution(policy, obs, env, first_trajectory, t, live)
+            action = sample(distribution, generator)
+        else:
+            distribution, action = table.distribution, table.draw(obs, generator)
         if t == 0:
             _check_action(distribution, action, env)
         if hidden_state:
@@ -92,9 +97,10 @@ def rollout(
             last_obs[live], terminated[live] = obs, end
             break
         if bool(end.any()):
-            last_obs[live[end]], terminated[live[end]] = obs[end], True
-            alive = ~end
-            obs, live = obs[alive], live[alive]
+            over, alive = end.nonzero().squeeze(1), ~end
+            last_obs[live[over]], terminated[live[over]] = obs[over], True
+            kept = alive.nonzero().squeeze(1)
+            obs, live = obs[kept], live[kept]
             simulator.keep(alive)
             if live.shape[0] == 0:
                 break
@@ -111,6 +117,14 @@ def rollout(
     checks.finite_rows("observation", traj.obs, env.name, first_trajectory, traj.time, traj.episode)
     checks.finite_rows("observation", last_obs, env.name, first_trajectory, traj.length, torch.arange(n, device=device))
     return traj
+
+
+def _table(policy: nn.Module, env: Environment, first: int, device: torch.device) -> CategoricalRows | None:
+    """A softmax table's distribution in all states at once, where states are what it sees: made once, not in every step."""
+    if type(policy) is not SoftmaxTable or not env.discrete_observations:
+        return None
+    states = torch.arange(env.num_features, device=device)
+    return CategoricalRows(_distribution(policy, states, env, first, 0, states))
 
 
 def _assemble(

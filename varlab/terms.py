@@ -197,16 +197,59 @@ def matrices(phi: Sequence[Estimator]) -> dict[int, Tensor]:
     return {k: e.matrix for k, e in enumerate(phi) if e.matrix is not None}
 
 
+def groups(
+    terms: Sequence[Terms], size: int, together: int = 1, rows: int | None = None
+) -> Iterator[tuple[Chunk, ...]]:
+    """Split the units into padded groups of similar length, the same units in all terms.
+
+    Args:
+        terms: of the steps, then of nodes.
+        size: most units in a group.
+        together: consecutive units that stay neighbours.
+        rows: most rows in a group, of steps and nodes together, unless it is as small as it can be.
+
+    Yields:
+        For each group its rows of every term.
+    """
+    of_step = sum(t.action.shape[1] for t in terms)
+    for chunk in terms[0].chunks(size, together, rows and rows // of_step):
+        # Units are the same in all terms, their steps need not be.
+        yield chunk, *(Chunk.of(t.offsets, chunk.index) for t in terms[1:])
+
+
+def scores_of(
+    terms: Sequence[Terms],
+    maps: Sequence[ScoreMap],
+    group: Sequence[Chunk],
+    dtype: torch.dtype,
+    transform: Mapping[int, Tensor] | None = None,
+) -> tuple[BatchScores, Tensor]:
+    """Return the scores of a group of units and φ [C, K, T] of their steps.
+
+    Args:
+        terms: of the steps, then of nodes.
+        maps: a score map for each, which share no buffers.
+        group: of :func:`groups`.
+        dtype: of the gradients.
+        transform: :func:`matrices` of the choices.
+
+    Returns:
+        Scores and φ.
+    """
+    (scores, phi), *further = (t.at(m, c, dtype) for t, m, c in zip(terms, maps, group, strict=True))
+    joined = [(*f, t) for f, t in zip(further, terms[1:], strict=True)]
+    scores = JoinedScores(scores, joined) if joined else scores
+    return TransformedScores(scores, transform) if transform else scores, phi
+
+
 def chunks(
     terms: Sequence[Terms],
     maps: Sequence[ScoreMap],
     size: int,
     dtype: torch.dtype,
     transform: Mapping[int, Tensor] | None = None,
-    together: int = 1,
-    rows: int | None = None,
 ) -> Iterator[tuple[Tensor, BatchScores, Tensor]]:
-    """Go through the units in padded groups of similar length.
+    """Go through the units in padded groups of similar length, one after the other.
 
     Args:
         terms: of the steps, then of nodes.
@@ -214,20 +257,12 @@ def chunks(
         size: most units in a group.
         dtype: of the gradients.
         transform: :func:`matrices` of the choices.
-        together: consecutive units that stay neighbours.
-        rows: most rows in a group, of steps and nodes together, unless it is as small as it can be.
 
     Yields:
         (index [C] of the units, their scores, φ [C, K, T] of the steps).
     """
-    of_step = sum(t.action.shape[1] for t in terms)
-    for chunk in terms[0].chunks(size, together, rows and rows // of_step):
-        # Units are the same in all terms, their steps need not be.
-        padded = [chunk, *(Chunk.of(t.offsets, chunk.index) for t in terms[1:])]
-        (scores, phi), *further = (t.at(m, c, dtype) for t, m, c in zip(terms, maps, padded, strict=True))
-        joined = [(*f, t) for f, t in zip(further, terms[1:], strict=True)]
-        scores = JoinedScores(scores, joined) if joined else scores
-        yield chunk.index, TransformedScores(scores, transform) if transform else scores, phi
+    for group in groups(terms, size):
+        yield group[0].index, *scores_of(terms, maps, group, dtype, transform)
 
 
 def summed(

@@ -82,7 +82,6 @@ def _empty(job: Preparation) -> TraceBlock:
 
 def _add(job: Preparation, traj: Trajectories, block: TraceBlock, first: int = 0) -> None:
     """Add the pairs of some trajectories; pairs follow the order in which they were sampled, never their lengths."""
-    for index, scores, phi in job.chunks(job.terms(traj, together=2), together=2):
-        norm_sq, inner = scores.products(phi)
+    for index, (norm_sq, inner) in job.each(job.terms(traj, together=2), lambda scores, phi: scores.products(phi), together=2):
         job.check_gradient(norm_sq, index, "trajectory" if job.unit == 1 else "unit", first // job.unit)
         block.add(norm_sq, inner)

@@ -11,7 +11,9 @@ for Computing the Sample Variance: Analysis and Recommendations (Chan, Golub, Le
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,9 +30,7 @@ class _Piece:
     def __init__(self, index: Tensor, center: Tensor, directions: Tensor, dtype: torch.dtype, per_parameter: bool) -> None:
         self.index = index
         self.center, self.directions = center[:, index].to(dtype), directions[:, index].to(dtype)
-        # S1 and S2 of the units since the last flush in the dtype of the gradients, and all before that in float64.
         self.recent = [torch.zeros_like(self.center).view(1, -1) for _ in range(1 + per_parameter)]
-        self.sums = [torch.zeros_like(self.center, dtype=torch.float64) for _ in self.recent]
 
     def add(self, g: Tensor, comparator: int, norm_sq: Tensor, along: Tensor, work: Workspace) -> None:
         """Add gradients [c, K, p]; every pass over them counts, so there are few.
@@ -50,11 +50,20 @@ class _Piece:
             self.recent[1].addmm_(ones, h.view(c, -1))
         norm_sq += h.sum(2)
 
-    def flush(self) -> None:
-        """Move recent sums to float64."""
-        for total, recent in zip(self.sums, self.recent, strict=True):
-            total += recent.view_as(total)
+    def take(self) -> tuple[Tensor, list[Tensor]]:
+        """Return (index, S1 and S2 of the units since the last time in float64), and begin anew."""
+        taken = [recent.to(torch.float64, copy=True).view_as(self.center) for recent in self.recent]
+        for recent in self.recent:
             recent.zero_()
+        return self.index, taken
+
+
+class Part(NamedTuple):
+    """What some units add to a block: ``norm_sq`` [C, K], ``along`` [C, K, 1 + R] (the comparator's first), sums by piece."""
+
+    norm_sq: Tensor
+    along: Tensor
+    sums: list[tuple[Tensor, list[Tensor]]]
 
 
 class Block:
@@ -77,11 +86,17 @@ class Block:
         self.center, self.directions, self.comparator, self.per_parameter = center, directions, comparator, per_parameter
         self.n, self.steps = 0, 0
         self.norm_sq, self.fourth, self.cross = (center.new_zeros(center.shape[0]) for _ in range(3))
-        self._pieces: list[_Piece] = []
-        self._work = Workspace()
+        self._sums: list[tuple[Tensor, list[Tensor]]] = []
+        self._local = threading.local()  # pieces and buffers of each thread
+
+    def empty(self) -> Block:
+        """Return an empty block of the same kind, which shares buffers with this one."""
+        other = Block(self.center, self.directions, self.comparator, self.per_parameter)
+        other._local = self._local
+        return other
 
     def add(self, scores: BatchScores, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Add C units.
+        """Add C units: :meth:`absorb` of their :meth:`part`.
 
         Args:
             scores: their score map.
@@ -90,29 +105,57 @@ class Block:
         Returns:
             ‖g − c_Φ‖² [C, K] and ⟨g − c_Φ, directions⟩ [C, K, R], float64.
         """
-        (c, k, _), r = phi.shape, self.directions.shape[0]
-        norm_sq, along = phi.new_zeros(c, k), phi.new_zeros(c, k, 1 + r)
+        return self.absorb(self.part(scores, phi))
+
+    def part(self, scores: BatchScores, phi: Tensor) -> Part:
+        """Return what C units add, without adding it; may run in several threads.
+
+        Args:
+            scores: their score map.
+            phi: [C, K, T] weights w_t Φ_t in the dtype of the scores.
+
+        Returns:
+            The part.
+        """
+        (c, k, _), local = phi.shape, self._local.__dict__
+        pieces, work = local.setdefault("pieces", []), local.setdefault("work", Workspace())
+        norm_sq, along = phi.new_zeros(c, k), phi.new_zeros(c, k, 1 + self.directions.shape[0])
         number = -1
         for rows, index, g in scores.tiles(phi):
             if rows.start == 0:
                 number += 1
-                if number == len(self._pieces):
-                    self._pieces.append(_Piece(index, self.center, self.directions, g.dtype, self.per_parameter))
-            self._pieces[number].add(g, self.comparator, norm_sq[rows], along[rows], self._work)
-        for piece in self._pieces:
-            piece.flush()
-        norm_sq, along = norm_sq.double(), along.double()
-        self.n += c
+                if number == len(pieces):
+                    pieces.append(_Piece(index, self.center, self.directions, g.dtype, self.per_parameter))
+            pieces[number].add(g, self.comparator, norm_sq[rows], along[rows], work)
+        return Part(norm_sq.double(), along.double(), [piece.take() for piece in pieces])
+
+    def absorb(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Add a part.
+
+        Args:
+            part: of this block or of one that it was made like.
+
+        Returns:
+            ‖g − c_Φ‖² [C, K] and ⟨g − c_Φ, directions⟩ [C, K, R], float64.
+        """
+        norm_sq, along, sums = part
+        self.n += len(norm_sq)
         self.norm_sq += norm_sq.sum(0)
         self.fourth += norm_sq.square().sum(0)
         self.cross += along[..., 0].sum(0)
+        if self._sums:
+            for (_, total), (_, more) in zip(self._sums, sums, strict=True):
+                for s, x in zip(total, more, strict=True):
+                    s += x
+        else:
+            self._sums = sums
         return norm_sq, along[..., 1:]
 
     def _gathered(self, which: int) -> Tensor:
-        """Return S1 or S2 of all pieces in the order of θ, [K, P]."""
+        """Return S1 or S2 in the order of θ, [K, P]."""
         out = torch.zeros_like(self.center)
-        for piece in self._pieces:
-            out[:, piece.index] = piece.sums[which]
+        for index, total in self._sums:
+            out[:, index] = total[which]
         return out
 
     @property

@@ -6,6 +6,7 @@ differ in reward, so the second moment of the reward is part of the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -192,16 +193,17 @@ class FiniteSimulator:
         """Move the tables to ``device``."""
         self.device = device
         self.num_actions, self.width = mdp.probability.shape[1:]
-        self.cumulative = mdp.probability.cumsum(-1).reshape(-1, self.width)[:, :-1].contiguous().to(device)
+        # The last outcome that can happen (and below, the last first state): rounding of a cumulative sum must not select what
+        # has probability 0.
+        last = ((mdp.probability > 0) * torch.arange(1, self.width + 1)).amax(-1, keepdim=True) - 1
+        cumulative = mdp.probability.cumsum(-1).masked_fill(torch.arange(self.width) >= last, math.inf)
+        self.steps = cumulative.reshape(-1, self.width).T[:-1].contiguous().to(device)  # [O − 1, S A]
         self.next_state = mdp.next_state.reshape(-1).to(device)
         self.reward = mdp.reward.reshape(-1).to(device)
         self.terminated = mdp.terminated.reshape(-1).to(device)
         self.initial = mdp.initial.cumsum(0)[:-1].to(device)
         self.last_initial = int(mdp.initial.nonzero()[-1])
         self.observations = None if mdp.observations is None else mdp.observations.to(device)
-        # The last outcome that can happen (and above, the last first state): rounding of a cumulative sum must not select
-        # what has probability 0.
-        self.last = ((mdp.probability > 0) * torch.arange(1, self.width + 1)).amax(-1).reshape(-1).to(device) - 1
 
     def _see(self) -> Tensor:
         return self.state if self.observations is None else self.observations[self.state]
@@ -219,9 +221,10 @@ class FiniteSimulator:
         if self.width == 1:
             flat = pair
         else:
-            u = torch.rand(pair.shape[0], 1, generator=self.generator, device=self.device, dtype=torch.float64)
-            outcome = torch.minimum((u >= self.cumulative[pair]).sum(-1), self.last[pair])
-            flat = pair * self.width + outcome
+            u = torch.rand(pair.shape[0], generator=self.generator, device=self.device, dtype=torch.float64)
+            flat = pair * self.width
+            for step in self.steps:
+                flat += u >= step[pair]
         self.state = self.next_state[flat]
         return self._see(), self.reward[flat], self.terminated[flat]
 

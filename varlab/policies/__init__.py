@@ -1,6 +1,6 @@
 """Policies: softmax table, linear, MLP, and any ``nn.Module`` whose forward gives a torch Distribution."""
 
-from varlab.policies.base import Broadcast, log_prob, num_parameters, parameters, prepare, sample
+from varlab.policies.base import Broadcast, CategoricalRows, log_prob, num_parameters, parameters, prepare, sample
 from varlab.policies.networks import MLP, Linear, Logistic, SoftmaxTable
 from varlab.policies.parameter_exploring import Controller, ParameterDistribution
 from varlab.policies.registry import KINDS, make
@@ -9,6 +9,7 @@ __all__ = [
     "KINDS",
     "MLP",
     "Broadcast",
+    "CategoricalRows",
     "Controller",
     "Linear",
     "Logistic",

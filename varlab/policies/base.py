@@ -96,6 +96,36 @@ def sample(distribution: Distribution, generator: torch.Generator) -> Tensor:
         return distribution.sample()
 
 
+class CategoricalRows:
+    """Draws from rows of one Categorical again and again, as :func:`sample` would: what a softmax table needs in every step."""
+
+    def __init__(self, distribution: Categorical) -> None:
+        """Sum up the probabilities of every row once.
+
+        Args:
+            distribution: S rows over A actions.
+        """
+        cumulative = distribution.probs.cumsum(-1).double()
+        self.distribution, self.total = distribution, cumulative[:, -1].contiguous()
+        self.steps = cumulative[:, :-1].T.contiguous()  # [A − 1, S]
+
+    def draw(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one action for each of the rows named.
+
+        Args:
+            rows: [n] which.
+            generator: source of randomness.
+
+        Returns:
+            [n] actions.
+        """
+        u = torch.rand(len(rows), generator=generator, device=rows.device, dtype=torch.float64).mul_(self.total[rows])
+        action = torch.zeros_like(rows)
+        for step in self.steps:
+            action += u >= step[rows]
+        return action
+
+
 def parameters(policy: nn.Module) -> dict[str, nn.Parameter]:
     """Return θ: the parameters with requires_grad, each once, in the order of ``named_parameters``."""
     return {name: p for name, p in policy.named_parameters() if p.requires_grad}

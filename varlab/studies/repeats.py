@@ -97,9 +97,8 @@ def gradients(job: Preparation, total: int, multiple: int, stream: str) -> Itera
     """Give per-trajectory gradients [N, K, P] float64 until ``total`` trajectories are reached, N a multiple of ``multiple``."""
     for traj in _rollouts(job, total, multiple, stream, TOGETHER):
         out = torch.empty(len(traj), len(job.phi), job.scores.num_parameters, dtype=torch.float64)
-        for index, scores, phi in job.chunks(job.terms(traj)):
-            for columns, g in scores.blocks(phi):
-                out[index[:, None], :, columns] = g.transpose(1, 2)
+        for index, g in job.each(job.terms(traj), lambda scores, phi: scores.apply(phi)):
+            out[index] = g.double()
         yield out
 
 

@@ -52,7 +52,7 @@ def test_a_tiny_run_has_every_number(tiny, claim):
 
 def test_letters_are_complete():
     assert {c.id for c in MINE} == {
-        *(f"IL-{i}{x}" for i in (1, 3) for x in "abcdefg"), *(f"IL-2{x}" for x in "abcdef"), *(f"IL-4{x}" for x in "abcdefgh"),
+        *(f"IL-{i}{x}" for i in (1, 3, 4) for x in "abcdefgh"), *(f"IL-2{x}" for x in "abcdef"),
     }  # fmt: skip
 
 
@@ -80,6 +80,15 @@ def test_ratios_of_independent_estimates_know_both_errors():
     assert hits >= 89 and abs(np.mean(values) - math.log(truth)) < 4 * np.std(values) / 10
     none = gradient_quality.effect(gradient_quality.apart(between(1e6, 1), between(0.5, 2)), 400, log=True)
     assert math.isnan(none.value) or none.low < 0.1
+
+
+def test_counts_follow_the_budget():
+    default, small, print_ = (catalogue.BUDGETS[name] for name in ("default", "smoke", "paper"))
+    assert gradient_quality.counts("Pendulum", "late", default) == (6000, 1000)
+    for world, stage in (("Pendulum", "init"), ("CartPole", "late")):
+        assert gradient_quality.counts(world, stage, default) == (1000, 1000)
+    assert gradient_quality.counts("Pendulum", "late", small) == (300, 100)
+    assert gradient_quality.counts("Pendulum", "late", print_) == (10_000, 10_000)
 
 
 def test_references_are_means_of_blocks():
@@ -157,6 +166,7 @@ CASES = [
     ("IL-1d", ("between", "CartPole", "late", "late over init"), 0.8, 1.2),
     ("IL-1f", ("between", "both", "init", "harder over easier"), 0.5, 1.5),
     ("IL-1g", ("closed form", "CartPole", "late", "late"), 1.05, 1.3),
+    ("IL-1h", ("closed form", "Pendulum", "late", "late"), 0.95, 0.7),
     ("IL-2b", ("to gradient", "Pendulum", "late", "late"), 0.3, 0.7),
     ("IL-2c", ("batches for 0.9", "CartPole", "late", "late"), 3.0, 1.2),
     ("IL-2f", ("batches", "Pendulum", "late", "late over init"), 1.5, 0.5),
@@ -164,6 +174,7 @@ CASES = [
     ("IL-3d", ("learned over zero", "Pendulum", "late", "late"), 2.0, 0.9),
     ("IL-3e", ("gain of learned", "CartPole", "late", "late"), 0.05, 0.4),
     ("IL-3g", ("share of learned", "CartPole", "late", "late"), 0.3, 0.8),
+    ("IL-3h", ("share of learned", "Pendulum", "late", "late"), 0.4, 0.7),
     ("IL-4a", ("learned V", "CartPole", "late", "returns"), 0.5, 0.2),
     ("IL-4d", ("learned V", "Pendulum", "late", "V* of many episodes"), 0.6, 0.1),
     ("IL-4e", ("learned V", "CartPole", "late", "own GAE target"), 0.1, 0.3),
@@ -199,5 +210,11 @@ def test_numbers_of_a_tiny_run_are_what_they_say(tiny):
         if np.isfinite(many):
             assert many / few == pytest.approx((0.81 / 0.19) / (0.01 / 0.99), rel=1e-9)
         assert pairs == pytest.approx(40, rel=0.35) and course.horizon < 20
+    n = {
+        (w, stage): cell(table, what="between", label=stage, panel="", world=w, stage=stage).n
+        for w, course in TINY.items() for stage in course.epochs
+    }  # fmt: skip
+    # Batches of whole episodes of 6 steps: the same at both stages of Pendulum, so that n is as the number of estimates.
+    assert n["Pendulum", "late"] == 3 * n["Pendulum", "init"]
     with pytest.raises(InputError, match="One row with"):
         cell(table, what="between", world="CartPole", stage="late", label="nowhere")

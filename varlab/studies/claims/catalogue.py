@@ -236,10 +236,15 @@ def load() -> None:
     """Import every file of claims, and put the claims into the order of the catalogue whichever file was imported first.
 
     Raises:
-        InputError: if the study or a Φ of an entry is missing.
+        InputError: if a claim of the catalogue has no entry, or the study or a Φ of an entry is missing.
     """
     for name in FAMILIES:
         importlib.import_module(f"varlab.studies.claims.{name}")
+    if missing():
+        raise checks.InputError(
+            f"An entry for every claim of the catalogue was expected, but {', '.join(missing())} have none; write them in a file "
+            "of varlab/studies/claims and name it in FAMILIES, or say under CITED why they cannot be decided."
+        )
     for one in CLAIMS.values():
         if one.study not in STUDIES:
             raise checks.InputError(
@@ -270,15 +275,13 @@ def chosen(names: Iterable[str]) -> list[Claim]:
         The claims, in the order of the catalogue.
 
     Raises:
-        InputError: for a name that is none of these, or whose claim has no entry.
+        InputError: for a name that is none of these, or whose claim is cited only.
     """
     names = list(names)
     known = {"all", "spinningup", *CLAIMS, *(c.catalogued for c in CLAIMS.values())}
     for name in names:
         if name in CITED:
             raise checks.InputError(f"A claim that can be decided here was expected, but {name} is cited only: {CITED[name]}")
-        if name in missing():
-            raise checks.InputError(f"A claim with an entry was expected, but {name} has none; write it in studies/claims.")
         checks.one_of("claim", name, known)
 
     def wanted(c: Claim) -> bool:

@@ -28,8 +28,16 @@ COURSES = {
     "CartPole": Course("CartPole-v1", 200, 0.97, {"init": 0, "mid": 8, "late": 16}, episodes=20, lr=3e-3),
     "Pendulum": Course("Pendulum-v1", 200, 0.9, {"init": 0, "late": 48}, episodes=20, lr=5e-3),
 }
-#: Estimates of half the usual batch, and trajectories behind V*, at the default budget; by world, for they differ in cost.
-COUNT, FITTED = {"CartPole": 1000, "Pendulum": 1000}, {"CartPole": 3000, "Pendulum": 1000}
+#: Trajectories behind V* at the default budget; by world, for they differ in cost.
+FITTED = {"CartPole": 3000, "Pendulum": 1000}
+#: Estimates of half the usual batch at the default budget, and as many again for E g.
+COUNT = 1000
+# n was set from runs with seeds 7 and 0, because the first n, 1,000 estimates, left IL-1h and IL-3h undecided in both. Those
+# behind E g stay at 1,000: with seed 7 their error made 0.3 % of the variance of IL-3h; IL-1h does not use them.
+#: Estimates of an agent that takes more.
+MORE = {("Pendulum", "late"): 6000}
+#: Most estimates of an agent at any budget: those of four Φ fill 1.4 GB.
+MOST = 10_000
 EASIER, HARDER = COURSES
 #: State-action pairs of the usual batch.
 USUAL = 2000
@@ -54,6 +62,13 @@ FIT = CriticSettings(epochs=10, minibatch=2048, time_aware=True)
 def batch_of(agent: Agent) -> int:
     """Return the trajectories whose steps are half the usual batch on average."""
     return max(1, round(USUAL / USUALLY / float(agent.rollout(PILOT, "pilot").length.double().mean())))
+
+
+def counts(world: str, stage: str, budget: Budget) -> tuple[int, int]:
+    """Return how many estimates are measured at an agent, and how many E g is taken from."""
+    of_default = MORE.get((world, stage), COUNT), COUNT
+    measured, further = (min(MOST, budget.n(n, least=100, multiple=100)) for n in of_default)
+    return measured, further
 
 
 def choices(agent: Agent, budget: Budget, fitted: int) -> list[object]:
@@ -103,9 +118,9 @@ def at_agent(agent: Agent, world: str, budget: Budget) -> tuple[list[dict], Numb
         Rows: curves with a panel, numbers that claims read without one; and the numbers that stages are compared by.
     """
     job = agent.job(choices(agent, budget, FITTED[world]))
-    size, count = batch_of(agent), budget.n(COUNT[world], least=100, multiple=100)
-    made, other = (sampled(job, size, count, stream) for stream in ("rollout", "reference"))
-    x, n, pairs = made.of(PRACTICE), size * count, size * made.mean_length
+    size, (count, further) = batch_of(agent), counts(world, agent.label, budget)
+    made, other = sampled(job, size, count, "rollout"), sampled(job, size, further, "reference")
+    x, n, pairs = made.of(PRACTICE), size * len(made.mean), size * made.mean_length
     rows, key = [], {"world": world, "stage": agent.label}
 
     def number(what: str, e: Effect, label: str = "") -> None:
@@ -121,7 +136,7 @@ def at_agent(agent: Agent, world: str, budget: Budget) -> tuple[list[dict], Numb
             exact = form if reference is None else np.sqrt(max(form, 0.0))
             rows.append(row(label, effect(found, n), panel=panel, x=k * pairs, exact=exact, what="curve", **key))
 
-    usual, many, reference = pooled(x, USUALLY), pooled(x, count // LARGEST), reference_of(other, PRACTICE)
+    usual, many, reference = pooled(x, USUALLY), pooled(x, len(x) // LARGEST), reference_of(other, PRACTICE)
     curve(BETWEEN, agent.label, PRACTICE, None)
     curve(TO_GRADIENT, agent.label, PRACTICE, reference)
     between, form, small, large = (
@@ -185,6 +200,7 @@ def compared(one: Numbers, other: Numbers, label: str, world: str, stage: str, n
     "middle: GAE(0.95) with the agent's own V, between two estimates and to E g of an independent sample. Right: G_t − V with no "
     "V, the agent's, and one fitted on many pairs. Dotted: 1/(1 + NSR/N) and its root.",
     draw=lambda rows, style=None: draw(rows, style),
+    version=2,
 )
 def gradient_quality(budget: Budget) -> pd.DataFrame:
     """Return cosines by world, stage and batch size, and the numbers that the claims are about."""
@@ -245,8 +261,7 @@ said(
     effect=number("between", "both", "init", "harder over easier"),
     control=Control("the same of CartPole-v1 over Pendulum-v1", number("between", "both", "init", "easier over harder")),
 )  # fmt: skip
-# On Pendulum-v1 this and IL-3g are not decided at the default budget (0.84 [0.69, 0.99] and 0.60 [0.47, 0.76]): no entry.
-for _letter, _world in (("g", "CartPole"),):
+for _letter, _world in zip("gh", COURSES, strict=True):
     said(
         id=f"IL-1{_letter}", sentence="The cosine between two estimates is 1/(1 + NSR/N).", direction="within", bound=1.0,
         margin=0.15,
@@ -280,7 +295,7 @@ for _letter, _world in zip("ef", COURSES, strict=True):
             number("batches for 0.1 over 0.9", _world, label="late over init"),
         ),
     )  # fmt: skip
-for _letters, _world in zip(("aceg", "bdf"), COURSES, strict=True):
+for _letters, _world in zip(("aceg", "bdfh"), COURSES, strict=True):
     _same = {
         "condition": f"{PLACES[_world]}, after training, G_t − V at 2,000 pairs, cosine to the gradient",
         "needs": (ZERO, LEARNED),
@@ -301,10 +316,9 @@ for _letters, _world in zip(("aceg", "bdf"), COURSES, strict=True):
         statistic="cosine with the agent's V less that with none", effect=number("gain of learned", _world),
         control=Control("so little gains V*", number("gain of V*", _world)), **_same,
     )  # fmt: skip
-    for _letter in _letters[3:]:
-        said(
-            id=f"IL-3{_letter}", sentence="The learned V has less than half of what the true V gains.", direction="below",
-            bound=0.5, statistic="gain in cosine over no baseline, the agent's V over V*",
-            effect=number("share of learned", _world),
-            control=Control("V* has less than half of what the learned V gains", number("share of V*", _world)), **_same,
-        )  # fmt: skip
+    said(
+        id=f"IL-3{_letters[3]}", sentence="The learned V has less than half of what the true V gains.", direction="below",
+        bound=0.5, statistic="gain in cosine over no baseline, the agent's V over V*",
+        effect=number("share of learned", _world),
+        control=Control("V* has less than half of what the learned V gains", number("share of V*", _world)), **_same,
+    )  # fmt: skip

@@ -87,6 +87,7 @@ def as_effect(found: Replicated) -> Effect:
     "Relative error E|V − y|/E|y| of the V that an agent has learnt, on held-out episodes of its policy: y the returns, "
     "V + GAE, and V* fitted on many episodes (last stage). Worlds and agents are those of the figure of cosines.",
     draw=lambda rows, style=None: draw(rows, style),
+    version=2,
 )
 def value_errors(budget: Budget) -> pd.DataFrame:
     """Return relative errors by world and stage."""

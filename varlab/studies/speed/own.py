@@ -8,7 +8,7 @@ from torch import Tensor
 from varlab import scores
 from varlab.analysis.moments import Block
 from varlab.analysis.traces import TraceBlock
-from varlab.preparation import CHUNK_ROWS, CHUNK_UNITS
+from varlab.cores import CHUNK_ROWS, CHUNK_UNITS
 from varlab.scores.base import ScoreMap, StepScores
 from varlab.studies.speed.results import MomentsResult, PairsResult, Result, TraceResult
 from varlab.studies.speed.works import BLOCKS, Work
