@@ -13,8 +13,11 @@ from pathlib import Path
 # Waiting threads sleep instead of spinning: on cores shared with other programs small operations are many times faster, on
 # idle ones equally fast. OpenMP reads it once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# numpy's products are small here: more threads gain nothing, and their number could move a last digit.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import _isolation
+import cloudpickle
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -23,17 +26,36 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from varlab import checks, complaints, configure, guard, kinds, sweeps
+from varlab import checks, complaints, configure, guard, kinds, launchers, sweeps
 from varlab.checks import InputError
 
 #: Launchers whose sweep would die with one of its jobs: there each job has a process of its own.
 FRAGILE = ("BasicLauncher", "JoblibLauncher")
+HERE = os.path.dirname(__file__)
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 
 
 def in_multirun() -> bool:
     """Return whether this job is one of a multirun."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def command() -> list[str]:
+    """Return the words of the command that does this job alone, the same on every machine and under every launcher."""
+    settings = HydraConfig.get()
+    return [f"scripts/{settings.job.config_name}.py", *settings.overrides.task]
+
+
+def set_threads(threads: int | None) -> None:
+    """Give torch a number of threads; None leaves it its own choice.
+
+    Sums of single-precision products depend on it in their last digits, so the configurations say 1: the same bits then come
+    from every machine and launcher, and jobs side by side never fight for cores.
+    """
+    if threads is not None:
+        import torch  # here: --help stays quick
+
+        torch.set_num_threads(checks.positive_int("threads", threads))
 
 
 @contextlib.contextmanager
@@ -87,6 +109,19 @@ def claimed(folder: Path, run_digest: str, files: Sequence[str] | None = None) -
         yield "free" if state == "interrupted" else state
 
 
+def _go_home() -> None:
+    """Go to the folder of the command that began a multirun: a cluster may start its processes anywhere.
+
+    Raises:
+        InputError: if this machine does not see it.
+    """
+    home = HydraConfig.get().runtime.cwd
+    if in_multirun() and not os.path.isdir(home):
+        raise InputError(f"The folder {home}, where the multirun began, was expected on every machine, but not here; share it.")
+    if in_multirun():
+        os.chdir(home)
+
+
 def _apart(task: Callable[[DictConfig], None], cfg: DictConfig, preload: Sequence[str]) -> None:
     """Do one job, in a process of its own where its death or its hanging must not take others along."""
     limit = cfg.get("time_limit")
@@ -112,11 +147,15 @@ def run(task: Callable[[DictConfig], None], config_name: str, preload: Sequence[
         preload: modules that the jobs of a multirun would otherwise import each for itself.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises what it would print
+    # Processes that a cluster starts know installed packages, not this folder: what the scripts share travels with the job.
+    for module in [m for m in list(sys.modules.values()) if os.path.dirname(getattr(m, "__file__", None) or "") == HERE]:
+        cloudpickle.register_pickle_by_value(module)
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> None:
         try:
             try:
+                _go_home()  # first: what is recorded of a job, refused or not, lies there
                 kinds.check(OmegaConf.to_container(cfg, resolve=True), config_name)
                 _apart(task, cfg, preload)
             except OmegaConfBaseException as error:
@@ -149,7 +188,9 @@ def run(task: Callable[[DictConfig], None], config_name: str, preload: Sequence[
     except InputError:  # out of a multirun alone: the sentence was logged when its job ended
         _refuse(sweeps.outcome() or "At least one job of the multirun had unusable input, as logged above.")
     except Exception as error:
-        ended = sweeps.outcome()
+        lost, ended = launchers.lost_job(error), sweeps.outcome()
+        if lost is not None:
+            _refuse(f"{lost} {ended or ''}", code=1)
         if ended is None:
             _explain_refusal(error)
             raise
@@ -173,6 +214,6 @@ def _explain_refusal(error: Exception) -> None:
         return
 
 
-def _refuse(sentence: str) -> None:
+def _refuse(sentence: str, code: int = 2) -> None:
     print(" ".join(sentence.split()), file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 
 import _entry
@@ -14,21 +13,25 @@ from omegaconf import DictConfig, OmegaConf
 def main(cfg: DictConfig) -> None:
     """Compose, measure, save."""
     # Imported here: --help stays quick, and launchers that pickle this function send no modules along.
-    import torch
-
     import varlab
-    from varlab import configure, experiment, provenance, storage
+    from varlab import configure, experiment, kinds, provenance, repetition, storage
     from varlab.analysis import figures, run_page, style, tables
 
     multirun = _entry.in_multirun()
     if multirun:
         configure.refuse_out_in_multirun(["-m", f"out={cfg.out or ''}"])
+    _entry.set_threads(cfg.threads)
+    repeat = cfg.repeat
+    if repeat is not None:
+        plain = OmegaConf.to_container(cfg, resolve=True)
+        cfg = OmegaConf.create(repetition.settings(plain, HydraConfig.get().overrides.task))
+        kinds.check(OmegaConf.to_container(cfg, resolve=True), "measure")
     style.make(OmegaConf.to_container(cfg.style, resolve=True))  # a figure that cannot be drawn is told before the measurement
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
     planned = experiment.plan(**configure.arguments(cfg))
     folder = Path(cfg.out or Path(HydraConfig.get().sweep.dir) / planned.digest)
-    command = [f"{Path(sys.argv[0]).parent.name}/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    if repeat is not None:
+        repetition.check(repeat, planned.digest, str(folder))
+    command = _entry.command()
     _entry.plan_runs([planned.digest])
     with _entry.claimed(folder, planned.digest) as state:
         if state == "running":
@@ -51,6 +54,8 @@ def main(cfg: DictConfig) -> None:
             storage.finish(folder, planned.digest, varlab.NUMERICS)
     if not multirun:
         print(tables.readable(summary), *(f"Note: {note}" for note in record["notes"]), sep="\n")
+    if repeat is not None:
+        print(repetition.compare(repeat, summary))
     print(f"{'Measured before' if done else 'Written'}: {folder}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import _entry
@@ -13,18 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 def main(cfg: DictConfig) -> None:
     """Compose, train once per seed, save."""
     # Imported here: --help stays quick, and launchers that pickle this function send no modules along.
-    import torch
-
     import varlab
-    from varlab import checks, configure, provenance, storage, training
+    from varlab import configure, provenance, storage, training
 
     multirun = _entry.in_multirun()
     if multirun:
         configure.refuse_out_in_multirun(["-m", f"out={cfg.out or ''}"])
-    if cfg.threads is not None:
-        torch.set_num_threads(checks.positive_int("threads", cfg.threads))
+    _entry.set_threads(cfg.threads)
     files, seeds = storage.TRAINING_FILES, configure.training_seeds(cfg)
-    command = [f"{Path(sys.argv[0]).parent.name}/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+    command = _entry.command()
     plans = {seed: training.plan(**configure.training_arguments(cfg, seed)) for seed in seeds}
     _entry.plan_runs([planned.digest for planned in plans.values()])
     for seed, planned in plans.items():

@@ -14,8 +14,8 @@ ROOT = Path(varlab.__file__).resolve().parent
 ORDER = (
     "checks", "workers", "capabilities", "types", "layout", "rng", "storage", "envs", "policies", "rollout", "values",
     "estimators", "scores", "terms", "cores", "oracles", "analysis", "plans", "summary", "sources", "preparation", "shards",
-    "experiment", "traces", "training", "studies", "provenance", "user_modules", "guard", "kinds", "complaints",
-    "configure", "sweeps",
+    "experiment", "traces", "training", "studies", "provenance", "launchers", "repetition", "user_modules", "guard", "kinds",
+    "complaints", "configure", "sweeps",
 )  # fmt: skip
 #: Who may name files: checks asks whether a folder can be one, storage writes, provenance asks git, complaints looks into conf/;
 #: figures and tables save through storage.

@@ -5,7 +5,6 @@ import logging
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -251,15 +250,69 @@ def test_a_critic_is_kept_as_tensors_and_can_be_started_from(measure, tmp_path):
     assert a["variance"][0] == b["variance"][0] and a["variance"][1] != b["variance"][1]
 
 
-def test_several_processes_give_the_same_bits(tmp_path, measure):
-    """A real command, outside this process: two loky workers against one serial job."""
-    command = [sys.executable, str(SCRIPT), "-m", *SMALL, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for folder in storage.find_runs(tmp_path / "results" / "runs"):
-        seed = json.loads((folder / "provenance.json").read_text())["seeds"]["rollout"]
-        measure(*SMALL, f"seed={seed}", f"out=single{seed}")
-        same_numbers(folder, tmp_path / f"single{seed}")
+# ---- repetition
+
+
+def test_a_run_is_repeated_from_its_folder_alone(measure, finished, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").rename(tmp_path / "elsewhere" / "moved")
+    done = measure("repeat=elsewhere/moved", "out=again", "figures=false")
+    assert done.code == 0, done.err
+    assert "Equal bit for bit: elsewhere/moved" in done.out and "Written: again" in done.out
+    same_numbers(tmp_path / "elsewhere" / "moved", tmp_path / "again")
+    digests = {json.loads((tmp_path / f / "done.json").read_text())["digest"] for f in ("elsewhere/moved", "again")}
+    assert len(digests) == 1
+    third = measure("repeat=again", "out=third", "figures=false")  # what was repeated can be repeated
+    assert third.code == 0 and "Equal bit for bit: again" in third.out
+
+
+def test_every_setting_of_a_run_is_repeated(measure, tmp_path):
+    """None of these is a default: group choices, their arguments, nested settings, a list that stands for several Φ."""
+    words = ("env=cartpole", "env.horizon=12", "policy=linear", "theta.seed=4", "phi=[gae,reward_to_go]", "phi.gae.lam=[0.5,1]",
+             "gamma=0.9", "n=150", "seed=2", "pilot=60", "values=critic", "critic.n=50", "critic.hidden=[8]", "critic.epochs=2",
+             "reference=sampled", "reference.n=200", "reference.seed=3", "cut=9", "at_cut=terminal", "dtype=float64")  # fmt: skip
+    assert measure(*words, "figures=false", "out=run").code == 0
+    done = measure("repeat=run", "out=again", "cache=another", "figures=false")
+    assert done.code == 0 and "Equal bit for bit: run" in done.out, done.err
+    kept = [yaml.safe_load((tmp_path / f / "config.yaml").read_text()) for f in ("run", "again")]
+    assert kept[0] | {"out": "again", "cache": "another"} == kept[1]
+    same_numbers(tmp_path / "run", tmp_path / "again")
+
+
+def test_a_repetition_whose_numbers_differ_says_so(measure, finished):
+    summary = pd.read_parquet(finished / "summary.parquet")
+    summary.loc[1, "variance"] *= 1.5
+    summary.to_parquet(finished / "summary.parquet")
+    done = measure("repeat=run", "out=again", "figures=false")
+    assert done.code == 0 and "Equal" not in done.out
+    assert re.search(r"^Differs from run in variance by up to 0\.33 of a value; versions there: python 3", done.out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["repeat=run", "n=300"], "Only repeat, out, study, .* were expected beside repeat=, .* but n=300 came"),
+        (["repeat=run", "phi.gae.lam=1", "phi=gae"], "were expected beside repeat="),
+        (["repeat=nowhere"], "Settings of a run were expected in nowhere/config.yaml, but they could not be read"),
+        (["repeat=run", "out=run"], "Another folder than that of the finished run was expected for its repetition"),
+    ],
+)
+def test_what_cannot_be_repeated_is_one_sentence(measure, finished, tmp_path, words, sentence):
+    before = content(finished)
+    assert re.search(sentence, one_sentence(measure(*words)))
+    assert content(finished) == before and [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_whose_settings_mean_something_else_now_is_not_repeated(measure, finished, tmp_path):
+    text = (finished / "config.yaml").read_text()
+    (finished / "config.yaml").write_text(text.replace("\nseed: 0\n", "\nseed: 9\n"))
+    said = one_sentence(measure("repeat=run", "out=again"))
+    assert re.search("Settings of digest .* were expected of the run in run, but here", said)
+    (finished / "config.yaml").write_text(text + "warp: 9\n")
+    assert "but it has warp too; repeat the run with the version" in one_sentence(measure("repeat=run", "out=again"))
+    (finished / "config.yaml").write_text(text.partition("\n")[2])
+    assert "does not begin with a digest" in one_sentence(measure("repeat=run", "out=again"))
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_help_reads_well(measure):

@@ -13,7 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from varlab import checks
+from varlab import checks, launchers
 
 
 def explain(error: Exception, words: Sequence[str], conf: str | Path, config_name: str) -> str:
@@ -29,6 +29,8 @@ def explain(error: Exception, words: Sequence[str], conf: str | Path, config_nam
         One sentence; a mistyped group choice or key comes with the nearest names.
     """
     group, _, choice = (getattr(error, "missing_cfg_file", None) or "").rpartition("/")
+    if group == "hydra/launcher":
+        return launchers.unknown(choice)
     known = [path.stem for path in (Path(conf) / group).glob("*.yaml")] or list(getattr(error, "options", None) or [])
     if group and known and isinstance(error, MissingConfigException):
         return f"No choice of {group} is called '{choice}'; the nearest names are {checks.nearest(choice, known)}."

@@ -87,6 +87,7 @@ _DRAWN: dict[str, Kind] = {
 _MEASURED: dict[str, Kind] = {
     **_WORLD, **_DRAWN, "n": whole(), "out": optional(folder), "reference": mapping, "reference.kind": text,
     "objectives": optional(several(text, alone=True)), "behaviour": optional(text), "figures": switch,
+    "repeat": optional(folder),
 }  # fmt: skip
 #: Primary configuration → path of a setting → its kind.
 KINDS: Mapping[str, Mapping[str, Kind]] = {

@@ -7,6 +7,9 @@ import shutil
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from varlab import checks
 from varlab.checks import InputError
@@ -85,6 +88,35 @@ def begin(folder: str | Path, run_digest: str, config: str, files: Sequence[str]
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "figures", ignore_errors=True)  # a half-drawn set must not pass for a whole one
     write_text(folder / "config.yaml", f"{_HEADER}{run_digest}\n{config}")
+
+
+def read_config(folder: str | Path) -> tuple[dict[str, Any], str]:
+    """Read the settings that :func:`begin` wrote.
+
+    Args:
+        folder: a run folder, complete or not.
+
+    Returns:
+        The settings and the digest of the run.
+
+    Raises:
+        InputError: if the folder does not hold a run's settings.
+    """
+    path = Path(folder) / "config.yaml"
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"Settings of a run were expected in {path}, but they could not be read; name a run folder.") from error
+    first = text.partition("\n")[0]
+    if not first.startswith(_HEADER) or not isinstance(data, dict):
+        raise InputError(f"Settings of a run were expected in {path}, but it does not begin with a digest; name a run folder.")
+    return data, first.removeprefix(_HEADER).strip()
+
+
+def same_finished_run(one: str | Path, other: str | Path) -> bool:
+    """Return whether two paths name one folder that holds a finished run."""
+    return Path(one).resolve() == Path(other).resolve() and (Path(one) / "done.json").exists()
 
 
 def finish(folder: str | Path, run_digest: str, numerics: int, files: Sequence[str] = FILES) -> None:
