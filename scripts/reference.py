@@ -9,12 +9,9 @@ from omegaconf import DictConfig
 def main(cfg: DictConfig) -> None:
     """Make a shard, or none; then gather if all are there."""
     # Imported here: --help stays quick, and launchers that pickle this function send no modules along.
-    import torch
+    from varlab import configure, plans, shards, storage
 
-    from varlab import checks, configure, plans, shards, storage
-
-    if cfg.threads is not None:
-        torch.set_num_threads(checks.positive_int("threads", cfg.threads))
+    _entry.set_threads(cfg.threads)
     planned = plans.plan(**configure.reference_arguments(cfg))
     cache = storage.ReferenceCache(cfg.cache)
     with _entry.progress(quiet=_entry.in_multirun()) as progress:

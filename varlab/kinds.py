@@ -43,6 +43,12 @@ def mapping(what: str, value: object) -> None:
         raise InputError(f"{what} must hold settings, but it is {value!r}; leave it out or change one as {what}.name=value.")
 
 
+def foreign(what: str, value: object) -> None:
+    """Check that a setting of another script is not given."""
+    if value is not None:
+        raise InputError(f"No {what} was expected here, because another script reads it, but it is {value!r}; leave it out.")
+
+
 def whole(least: int = 1) -> Kind:
     """Return the kind of whole numbers of at least ``least``."""
     return lambda what, value: checks.positive_int(what, value, least)
@@ -92,7 +98,7 @@ _MEASURED: dict[str, Kind] = {
 #: Primary configuration → path of a setting → its kind.
 KINDS: Mapping[str, Mapping[str, Kind]] = {
     "measure": _MEASURED,
-    "reference": {**_MEASURED, "shards": whole(), "shard": optional(whole(0))},
+    "reference": {**_MEASURED, "shards": whole(), "shard": optional(whole(0)), "repeat": foreign},
     "train": {**_WORLD, "lr": number, "checkpoints": several(whole(0)), "vary_theta": switch, "optimizer": text},
     "figures": {
         **_DRAWN, "study": optional(_NAMES), "runs": _NAMES, "also": several(text),
