@@ -117,7 +117,7 @@ TABLE = [
     ("measure --config-dir bad --config-name broken", "Configuration files in YAML were expected"),
     ("figures runs=nowhere", "A folder of runs was expected at nowhere, but there is none"),
     ("figures 'runs=[earlier]' out=bad/text", "A folder was expected at bad/text, but it is a file"),
-    ("plan pilot=damaged", "A complete run was expected in damaged, but it could not be read"),
+    ("plan pilot=damaged", "A complete run was expected in damaged, but moments.npz has "),
     ("reference n=100 shards=3 critic.n=5", "0 (missing), 1 (missing), 2 (missing); make them with shard=0,1,2"),
     # code that would get in
     ("measure +env.kwargs._target_=os.system", "a configuration may not name code to run"),
