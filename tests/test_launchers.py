@@ -30,9 +30,12 @@ def test_two_processes_give_the_same_bits_as_one(serial, tmp_path):
 
 
 def test_a_process_that_submitit_starts_gives_the_same_bits(serial, tmp_path):
-    """It knows nothing of the one that asked for it, as on a node of SLURM; all twelve are in tests/slurm."""
+    """It knows nothing of the one that asked for it, as on a node of SLURM; all twelve are in tests/slurm.
+
+    With a limit of time the job has a process of its own there, made by what the scripts share.
+    """
     alone, one = ("seed=3", "gamma=0.9"), {"OMP_NUM_THREADS": "1"}
-    done = sweeps.sweep(tmp_path / "submitit", "hydra/launcher=submitit_local", axes=alone, env=one)
+    done = sweeps.sweep(tmp_path / "submitit", "hydra/launcher=submitit_local", "time_limit=100", axes=alone, env=one)
     assert done.returncode == 0, done.stderr
     (run,) = storage.find_runs(tmp_path / "submitit")
     for file in ("summary.csv", "moments.npz"):
@@ -40,8 +43,8 @@ def test_a_process_that_submitit_starts_gives_the_same_bits(serial, tmp_path):
     assert sweeps.record(run)["threads"] == 1
     # The recorded command is that of the job alone, without a word of the process or the folder that it ran in.
     words = [word.replace("=false", "=False") for word in sweeps.SETTINGS]
-    for folder in (run, serial / run.name):
-        assert sweeps.record(folder)["command"] == ["scripts/measure.py", *words, "seed=3", "gamma=0.9"]
+    for folder, more in ((run, ["time_limit=100"]), (serial / run.name, [])):
+        assert sweeps.record(folder)["command"] == ["scripts/measure.py", *words, "seed=3", "gamma=0.9", *more]
 
 
 def test_the_check_of_equal_tables_can_fail(serial, tmp_path):
