@@ -153,10 +153,8 @@ def estimates(job: Preparation, size: int, count: int, stream: str = "rollout", 
     made, steps = [], 0
     for traj in _rollouts(job, size * count, size, stream, together):
         total = torch.zeros(len(traj) // size, len(job.phi), job.scores.num_parameters, dtype=torch.float64)
-        for index, scores, phi in job.chunks(job.terms(traj)):
-            batch = index // size
-            for columns, g in scores.blocks(phi):
-                total[:, :, columns] += g.new_zeros(len(total), *g.shape[1:]).index_add_(0, batch, g).double()
+        for index, g in job.each(job.terms(traj), lambda scores, phi: scores.apply(phi)):
+            total += g.new_zeros(total.shape).index_add_(0, index // size, g).double()
         made.append(total / size)
         steps += traj.cost
     return Estimates(torch.cat(made).numpy(), tuple(e.label for e in job.phi), size, steps)
