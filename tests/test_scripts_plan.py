@@ -102,7 +102,7 @@ def test_analyses_that_do_not_apply_are_refused(tmp_path):
         with pytest.raises(InputError, match=said):
             run_analyses.analyses([name], [tmp_path / "a"])
     (tmp_path / "a" / "trajectories.parquet").unlink()
-    with pytest.raises(InputError, match="measure again"):
+    with pytest.raises(InputError, match="trajectories.parquet is missing; repeat the command"):
         run_analyses.analyses(["tails"], [tmp_path / "a"])
 
 

@@ -119,7 +119,7 @@ def test_saved_runs_are_gathered_once_and_numerics_do_not_mix(tmp_path):
     with pytest.raises(InputError, match="A finished training run was expected"):
         study.gather([])
     (tmp_path / "a" / "curve.parquet").write_bytes(b"torn")
-    with pytest.raises(InputError, match="A complete training run was expected in .*a, but it could not be read"):
+    with pytest.raises(InputError, match="A complete run was expected in .*a, but curve.parquet has 4 bytes instead of"):
         study.gather(new)
 
 
