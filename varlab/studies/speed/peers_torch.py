@@ -6,6 +6,7 @@ together would cost a copy), and all share the sums made of them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -19,7 +20,7 @@ ALL = slice(None)
 Piece = tuple[slice, slice, Tensor]
 
 
-class TorchPeer:
+class TorchPeer(ABC):
     """Sums over what :meth:`gradients` gives.
 
     Attributes:
@@ -47,6 +48,7 @@ class TorchPeer:
             made.passed(len(o))
         return made.found()
 
+    @abstractmethod
     def gradients(self, obs: Tensor, action: Tensor, phi: Tensor) -> Iterator[Piece]:
         """Give per-trajectory gradients.
 
@@ -58,7 +60,6 @@ class TorchPeer:
         Yields:
             (which choices, which entries of θ, [C, k, p]).
         """
-        raise NotImplementedError
 
     def tensors(self, choices: slice, gradients: dict[str, Tensor]) -> Iterator[Piece]:
         """Give gradients [C, k, ...] by parameter tensor, in the order of θ."""
