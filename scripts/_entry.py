@@ -47,15 +47,18 @@ def command() -> list[str]:
 
 
 def set_threads(threads: int | None) -> None:
-    """Give torch a number of threads; None leaves it its own choice.
+    """Give a job its cores: so many, or its share of all that this process may use.
 
-    Sums of single-precision products depend on it in their last digits, so the configurations say 1: the same bits then come
-    from every machine and launcher, and jobs side by side never fight for cores.
+    No number of a measurement depends on them. Jobs that a launcher runs side by side share the cores.
     """
-    if threads is not None:
-        import torch  # here: --help stays quick
+    import torch  # here: --help stays quick
 
-        torch.set_num_threads(checks.positive_int("threads", threads))
+    if threads is None:
+        launcher = HydraConfig.get().launcher if in_multirun() else {}
+        jobs, each = launcher.get("n_jobs") or 1, launcher.get("cpus_per_task")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        threads = min(torch.get_num_threads(), each or max(1, cores // (jobs if jobs > 0 else cores)))
+    torch.set_num_threads(checks.positive_int("threads", threads))
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from typing import NoReturn
 
 from varlab.checks import InputError
 
+#: Modules in which a process waits for its workers.
+WAITING = ("selectors.py", "connection.py")
 #: Seconds that a job which is out of time has for saying where it is.
 LAST_WORDS = 1.0
 
@@ -49,7 +51,7 @@ def run_apart(task: Callable[[], None], seconds: float | None = None) -> None:
         try:
             status = _wait(child, seconds)
             if status is None:
-                os.kill(child, signal.SIGUSR1)
+                os.killpg(child, signal.SIGUSR1)  # its workers too: one of them may be what hangs
                 status = _wait(child, LAST_WORDS)
                 place.seek(0)
                 raise InputError(
@@ -130,6 +132,8 @@ def _wait(child: int, seconds: float | None) -> int | None:
 
 
 def _innermost(trace: str) -> str:
-    """Return the place that a stuck process named, as part of a sentence."""
-    lines = [line.strip() for line in trace.splitlines() if line.strip().startswith("File ")]
+    """Return the place that a stuck process named, as part of a sentence: of those that do more than wait for another."""
+    stacks = [stack.splitlines()[1:2] for stack in trace.split("most recent call first")]
+    lines = [line.strip() for stack in stacks for line in stack if line.strip().startswith("File ")]
+    lines.sort(key=lambda line: any(name in line for name in WAITING))
     return f" ({lines[0]})" if lines else ""

@@ -13,13 +13,15 @@ ROOT = Path(varlab.__file__).resolve().parent
 #: From the bottom up: a room may import rooms before it and itself.
 ORDER = (
     "checks", "workers", "capabilities", "types", "layout", "rng", "storage", "envs", "policies", "rollout", "values",
-    "estimators", "scores", "terms", "cores", "oracles", "analysis", "plans", "summary", "sources", "preparation", "shards",
+    "estimators", "scores", "terms", "cores", "oracles", "analysis", "plans", "summary", "sources", "references",
+    "preparation", "shards",
     "experiment", "traces", "training", "studies", "provenance", "launchers", "repetition", "user_modules", "guard", "kinds",
     "complaints", "configure", "sweeps",
 )  # fmt: skip
 #: Who may name files: checks asks whether a folder can be one, storage writes, provenance asks git, complaints looks into conf/;
-#: figures and tables save through storage.
-DISK = ("checks", "storage", "provenance", "user_modules", "complaints", "configure", "analysis.figures", "analysis.tables")
+#: figures and tables save through storage; workers knows processes alone.
+DISK = ("checks", "storage", "provenance", "user_modules", "complaints", "configure", "analysis.figures", "analysis.tables",
+        "workers")  # fmt: skip
 #: Reading and writing by other doors than open().
 DISK_CALLS = {
     "open", "save", "savez", "savetxt", "load", "loadtxt", "savefig", "to_csv", "to_parquet", "to_pickle", "read_csv",

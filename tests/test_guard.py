@@ -123,8 +123,9 @@ LOADERS = {
     "pd.read_pickle": None, "joblib.load": None, "yaml.load": None, "yaml.unsafe_load": None, "torch.jit.load": None,
     "load_from_zip_file": None, "exec": None, "eval": None, "instantiate": None, "hydra.utils.instantiate": None,
 }  # fmt: skip
-#: The two doors, each opened by name.
+#: The two doors, each opened by name; and pipes, into which nobody writes but a process's own forks.
 DOORS = {("varlab/user_modules.py", "exec"), ("varlab/storage/agents.py", "load_from_zip_file")}
+PIPES = {("varlab/workers.py", "pickle.loads")}
 
 
 def open_doors(path, text):
@@ -138,7 +139,7 @@ def open_doors(path, text):
 def test_every_loader_takes_plain_data():
     files = [*(ROOT / "varlab").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]
     found = {place for file in files for place in open_doors(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8"))}
-    assert found == DOORS
+    assert found == DOORS | PIPES
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from torch.distributions import Categorical
 
 from varlab import envs, estimators, scores, values
 from varlab.analysis import reference
+from varlab.cores import Cores
 from varlab.envs.geometric import with_termination
 from varlab.layout import Layout
 from varlab.plans import plan
@@ -198,8 +199,8 @@ def test_estimate_it_with_a_sample_mean(world):
 
     size, blocks = 300, 100
     made = reference.sampled(
-        world.env, world.policy, scores.FactoredScores(world.policy), estimators.make("total_return"), None,
-        Layout(size * blocks, blocks, size), Streams(1), 1.0, "J_1", "", torch.device("cpu"), torch.float64,
+        Cores(world.env, world.policy, scores.FactoredScores(world.policy), torch.float64, torch.device("cpu")),
+        estimators.make("total_return"), None, Layout(size * blocks, blocks, size), Streams(1), 1.0, "J_1", "",
     )  # fmt: skip
     truth, centred = world.policy_gradient(), g(world, "total_return") - mean(world, "total_return")
     spectrum, basis = torch.linalg.eigh(centred.T @ (world.weight[:, None] * centred))

@@ -153,7 +153,7 @@ def test_the_content_counts_in_every_digest_and_its_absence_in_none(own, tmp_pat
     assert len({bare.digest, one.digest, other.digest}) == 3 and "user_module" not in bare.settings
     from varlab.preparation import Preparation
 
-    assert len({Preparation(p).reference_digest("J_1", 50) for p in (bare, one, other)}) == 3
+    assert len({Preparation(p).references.digest("J_1", 50) for p in (bare, one, other)}) == 3
     assert len({plan_training(lake, table, "gae", user_module=m).digest for m in (None, "a", "b")}) == 3
     content = user_modules.load(own)
     copied = tmp_path / "elsewhere.py"

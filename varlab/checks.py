@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,6 +117,29 @@ def finite_rows(what: str, x: Tensor, env: str, first_trajectory: int, time: int
     raise InputError(
         f"A finite {what} was expected from {env}, but trajectory {first_trajectory + int(episode[row])} gave {value} at "
         f"step {t}; mend the environment or the policy that produced it."
+    )
+
+
+def finite_gradients(norm_sq: Tensor, labels: Sequence[str], env: str, what: str, first: int = 0) -> None:
+    """Check that no gradient is NaN or infinite.
+
+    Args:
+        norm_sq: [U, K] ‖g‖².
+        labels: of the K choices of Φ.
+        env: name of the environment.
+        what: whose gradients they are: ``trajectory`` or another name for the message.
+        first: number of the first.
+
+    Raises:
+        InputError: naming the first bad one and its Φ.
+    """
+    good = norm_sq.isfinite()
+    if bool(good.all()):
+        return
+    row, k = (~good).nonzero()[0].tolist()
+    raise InputError(
+        f"Finite gradients were expected on {env}, but {labels[k]} gave NaN or infinity at {what} {first + row}; look at θ and "
+        "at the values there, or use dtype=float64."
     )
 
 

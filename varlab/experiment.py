@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from varlab import estimators, policies
+from varlab import checks, estimators, policies
 from varlab.analysis.moments import Block, collect, keep_per_parameter
 from varlab.analysis.statistics import summarise
+from varlab.cores import Groups
 from varlab.envs.base import Environment
 from varlab.estimators.base import Batch, Estimator
 from varlab.layout import Layout
@@ -22,10 +23,10 @@ from varlab.oracles.rows import exact_rows
 from varlab.plans import BLOCKS, Plan, plan
 from varlab.preparation import Pilot, Preparation, Progress
 from varlab.rng import Streams, numpy_generator
-from varlab.rollout import parts
 from varlab.summary import frame, notes
 from varlab.types import Moments, Reference, Trajectories, Values
 from varlab.values.critic import Critic
+from varlab.workers import one_thread_each
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +140,16 @@ def run(
 ) -> Result:
     """Carry out a plan. Arguments and result are those of :func:`measure`."""
     began = time.perf_counter()
-    job = Preparation(planned, progress)
+    with one_thread_each() as cores:
+        made = _measured(Preparation(planned, progress, cores), cache, sink)
+    return replace(made, wall=time.perf_counter() - began)
+
+
+def _measured(job: Preparation, cache: object | None, sink: Sink | None) -> Result:
+    """Measure what a preparation is for; ``wall`` is left to the caller."""
+    planned = job.plan
     pilot = job.pilot()
-    references = {name: job.reference(name, pilot, cache) for name in planned.options["objectives"]}
+    references = {name: job.references.of(name, pilot, cache) for name in planned.options["objectives"]}
     kept: list[pd.DataFrame] = []
     moments, sentences = _rollout(job, pilot, references, kept.append if sink is None else sink)
     draws, batch_size = planned.options["draws"], planned.options["batch_size"]
@@ -168,7 +176,7 @@ def run(
         digest=planned.digest,
         settings=planned.settings,
         steps=dict(job.steps),
-        wall=time.perf_counter() - began,
+        wall=float("nan"),
         critic=job.critic,
         trajectories=pd.concat(kept, ignore_index=True) if kept else None,
         layers={name: p.numel() for name, p in policies.parameters(job.policy).items()},
@@ -177,7 +185,7 @@ def run(
 
 def _rollout(job: Preparation, pilot: Pilot, references: Mapping[str, Reference], sink: Sink) -> tuple[Moments, list[str]]:
     """Sample the blocks, reduce each, hand per-trajectory scalars on; return moments and what there is to say."""
-    options, labels = job.options, tuple(e.label for e in job.phi)
+    options, labels = job.options, job.labels
     n, comparator = options["n"], labels.index("total_return") if "total_return" in labels else 0
     per_parameter, sentence = keep_per_parameter(
         BLOCKS, len(labels), job.scores.num_parameters, options["memory_limit"], options["per_parameter"]
@@ -189,18 +197,24 @@ def _rollout(job: Preparation, pilot: Pilot, references: Mapping[str, Reference]
     first = Block(pilot.center, directions, comparator, per_parameter)
     blocks = [first, *(first.empty() for _ in range(BLOCKS - 1))]
     done, charged = 0, np.zeros((BLOCKS, len(labels)), dtype=np.int64)
-    same = {"cut": options["cut"], "device": job.device, "group": job.group, "snapshots": job.snapshots}
-    for b, traj in parts(job.env, job.behaviour, layout, Streams(job.seed), "rollout", **same):
+
+    def reduce(start: int, traj: Trajectories, groups: Groups) -> tuple[Block, pd.DataFrame, np.ndarray]:
+        block, before = first.empty(), np.array(job.value_steps())
         norm_sq = torch.empty(len(traj) // unit, len(labels), dtype=torch.float64, device=job.device)
         dot = norm_sq.new_empty(*norm_sq.shape, len(references))
-        before = np.array(job.value_steps())
-        for index, part in job.each(job.terms(traj), first.part):
-            norm_sq[index], dot[index] = blocks[b].absorb(part)
-            job.check_gradient(norm_sq[index], index, "trajectory" if unit == 1 else "unit", done // unit)
-        blocks[b].steps += traj.cost
-        charged[b] += np.array(job.value_steps()) - before
-        sink(_scalars(traj, b, done, norm_sq, dot, labels, tuple(references), job.gamma, unit))
-        done += len(traj)
+        for index, scores, phi in groups:
+            norm_sq[index], dot[index] = block.add(scores, phi)
+        checks.finite_gradients(norm_sq, labels, job.env.name, job.unit_name, start // unit)
+        block.steps = traj.cost
+        rows = _scalars(traj, start, norm_sq, dot, labels, tuple(references), job.gamma, unit)
+        return block, rows, np.array(job.value_steps()) - before
+
+    for b, (block, rows, spent) in job.parts(layout, reduce):
+        blocks[b].merge(block)
+        charged[b] += spent
+        rows.insert(1, "block", np.full(len(rows), b, dtype=np.int32))
+        sink(rows)
+        done += unit * block.n
         job.progress("rollout", done, n)
     moments = collect(blocks, labels, comparator=comparator, unit=unit, charged=charged)
     job.steps["rollout"] = int(moments.steps.sum())
@@ -211,7 +225,6 @@ def _rollout(job: Preparation, pilot: Pilot, references: Mapping[str, Reference]
 
 def _scalars(
     traj: Trajectories,
-    block: int,
     first: int,
     norm_sq: Tensor,
     dot: Tensor,
@@ -224,7 +237,6 @@ def _scalars(
     start = Batch(traj, Values(), gamma, "terminal").reward_to_go[traj.offsets[:-1]].view(-1, unit).mean(1)
     columns = {
         "trajectory": np.arange(first, first + len(traj), unit),
-        "block": np.full(len(start), block, dtype=np.int32),
         "return": start.cpu().numpy().astype(np.float32),
         "length": traj.length.view(-1, unit).sum(1).cpu().numpy().astype(np.int32),
     }

@@ -5,29 +5,28 @@ Each stage draws from its own stream of randomness.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from varlab import checks, estimators, policies, scores, storage, terms
-from varlab.analysis import reference as references
+from varlab import checks, estimators, policies, scores, terms
 from varlab.analysis.moments import Block
-from varlab.analysis.reference import SampledBlocks
-from varlab.cores import Cores, Out
+from varlab.analysis.reference import STEPS_AT_ONCE
+from varlab.cores import Cores, Groups, Out
 from varlab.estimators.base import Batch, Estimator, FitBatch, weight
 from varlab.estimators.claims import proven
 from varlab.estimators.nodes import row_counts
 from varlab.layout import Layout
-from varlab.plans import BLOCKS, Plan
+from varlab.plans import Plan
+from varlab.references import REFERENCE_PHI, References
 from varlab.rng import Streams
 from varlab.rollout import parts
-from varlab.scores.base import BatchScores
-from varlab.sources import Sources, ValueSource, cost
+from varlab.sources import Sources, cost
 from varlab.terms import Terms
-from varlab.types import Reference, Trajectories, Values
-from varlab.values import exact as exact_values
+from varlab.types import Trajectories, Values
 from varlab.values.critic import Critic
 
 #: Environment steps that one simulation part should hold: enough for wide batches, little enough to stay small in memory.
@@ -38,8 +37,6 @@ ROWS_AT_ONCE = 2**18
 NUMBERS_AT_ONCE = 2**22
 #: Steps of the pilot's first block on which the score map is probed.
 PROBE = 16
-#: Unbiased for any values: samples references.
-REFERENCE_PHI = "value_baseline"
 #: Fewest units of the pilot.
 LEAST_PILOT = 20
 
@@ -68,8 +65,8 @@ class Pilot:
 class Preparation:
     """One plan with its objects in place."""
 
-    def __init__(self, plan: Plan, progress: Progress | None = None) -> None:
-        """Copy the policy, choose its score map, find values and fit baselines."""
+    def __init__(self, plan: Plan, progress: Progress | None = None, cores: int = 1) -> None:
+        """Copy the policy, choose its score map, find values and fit baselines; parts go to that many cores."""
         self.plan, self.options, self.env = plan, plan.options, plan.env
         self.progress = progress or (lambda stream, done, total: None)
         self.device, self.dtype = self.options["device"], checks.dtype_of(self.options["dtype"])
@@ -77,6 +74,7 @@ class Preparation:
         given = self.options["behaviour"]
         self.behaviour = self.policy if given is None else policies.prepare(given, self.dtype, self.device)
         self.unit = self.options["group_size"] * self.options["groups"]
+        self.unit_name = "trajectory" if self.unit == 1 else "unit"
         self.group = self.options["group_size"] if self.options["shared_start"] else 1
         self.gamma, self.seed = self.options["gamma"], self.options["seed"]
         self.steps: dict[str, int] = {}
@@ -88,14 +86,15 @@ class Preparation:
         count = min(PROBE, probe.steps)
         self.scores = scores.make(self.policy, probe.obs[:count], probe.action[:count], self.env.name)
         self.nodes = row_counts(plan.phi, self.env)
-        self.cores = Cores(self.scores, self.policy, self.dtype, self.device)
-        same = (plan.env, self.double_policy(), self.options, self._critic_stream, self.dtype, self.device)
+        self.cores = Cores(self.env, self.policy, self.scores, self.dtype, self.device, cores, self.behaviour)
+        same = (plan.env, self.double_policy(), self.options, self._critic_stream, self.dtype, self.device, cores)
         self.sources = Sources(*same)
         given = isinstance(self.options["values"], str)
         self.source = self.sources.measured(self.gamma, self.critic_seed) if self.need or not given else None
         self.snapshots = getattr(self.source, "snapshots", False)  # whether values branch off from saved states
+        self.references = References(self)
         self.phi = self._fit()
-        self.matrices = terms.matrices(self.phi)
+        self.labels, self.matrices = tuple(e.label for e in self.phi), terms.matrices(self.phi)
 
     # Sampling and layout.
 
@@ -120,11 +119,49 @@ class Preparation:
         self.steps["critic"] = self.steps.get("critic", 0) + traj.cost
         return traj
 
-    def each(
-        self, made: Iterable[tuple[int, list[Terms]]], function: Callable[[BatchScores, Tensor], Out], together: int = 1
-    ) -> Iterator[tuple[Tensor, Out]]:
-        """Apply a function of scores and φ to groups of units, on all cores (:meth:`varlab.cores.Cores.each`)."""
-        return self.cores.each(made, function, self.options["chunk"], together, self.matrices)
+    def groups(self, traj: Trajectories, together: int = 1, made: Iterable[tuple[int, list[Terms]]] | None = None) -> Groups:
+        """Go through the units of some trajectories (:meth:`varlab.cores.Cores.groups`).
+
+        Args:
+            traj: N trajectories.
+            together: consecutive units that stay neighbours.
+            made: their terms, where they are there already.
+
+        Yields:
+            (index [C] of the units, their scores, φ [C, K, T]) group by group; nothing is looked up before the first.
+        """
+        made = self.terms(traj, together=together) if made is None else made
+        yield from self.cores.groups(made, self.options["chunk"], together, self.matrices)
+
+    def parts(
+        self, layout: Layout, function: Callable[[int, Trajectories, Groups], Out], together: int = 1
+    ) -> Iterator[tuple[int, Out]]:
+        """Sample the measurement's own stream and reduce each part, on all cores (:meth:`varlab.cores.Cores.parts`).
+
+        Args:
+            layout: how n falls into blocks and parts.
+            function: of the number of the first trajectory, the trajectories of a part and their groups.
+            together: consecutive units that stay neighbours.
+
+        Yields:
+            (index of the block, what the function gave), in stream order.
+        """
+
+        def work(first: int, traj: Trajectories) -> tuple[Out, Counter[str]]:
+            spent = getattr(self.source, "spent", Counter())  # branches count their steps, wherever they are sampled
+            before = spent.copy()
+            out = function(first, traj, self.groups(traj, together))
+            added = spent - before
+            spent.subtract(added)
+            return out, added
+
+        # A function of the user's may keep anything, and does not expect to lose it.
+        alone = not isinstance(self.options["values"], str)
+        same = {"cut": self.options["cut"], "group": self.group, "snapshots": self.snapshots}
+        for b, (out, added) in self.cores.parts(layout, Streams(self.seed), "rollout", work, alone=alone, **same):
+            if added:
+                self.source.spent.update(added)
+            yield b, out
 
     # Values and fitted baselines.
 
@@ -219,8 +256,7 @@ class Preparation:
             return [steps, *further]
         columns, phi = [steps.weights[:, 0]], estimators.make(REFERENCE_PHI)
         for name in objectives:
-            gamma = self._objective_gamma(name)
-            batch = Batch(traj, self._reference_source(name)(traj, phi.needs), gamma, "terminal")
+            batch = Batch(traj, self.references.source(name)(traj, phi.needs), self.references.gamma(name), "terminal")
             columns.append(weight(phi, batch, True).unsqueeze(1) / self.unit)
         weights = torch.cat(columns, 1)
         return [replace(steps, weights=weights.unsqueeze(1), columns=list(range(weights.shape[1]))), *further]
@@ -232,100 +268,23 @@ class Preparation:
         n = max(-(-self.options["pilot"] // self.unit), LEAST_PILOT if self.unit > 1 else 1)
         traj = self.sample("pilot", n * self.unit, self.seed, in_units=True)
         self.steps["pilot"] = traj.cost
-        sized = isinstance(self.options["reference"], Reference) or self._reference_is_exact() or self.options["n_reference"]
-        sampled = [] if sized else self.options["objectives"]
+        sampled = self.options["objectives"] if self.references.sized_by_pilot else []
         k = len(self.phi)
         made = self.terms(traj, sampled)
-        rows = references.STEPS_AT_ONCE
+        rows = STEPS_AT_ONCE
         center = sum(terms.summed(of_piece, self.scores, self.dtype, rows, self.matrices) for _, of_piece in made) / n
         # One bad trajectory must not spoil the centre of all, or it could not be named.
         center = torch.where(torch.isfinite(center), center, 0.0)
         block = Block(center, center[:0], 0, per_parameter=False)
         # In pieces they are made once more: all at once they would not fit into memory.
-        for index, part in self.each(self.terms(traj, sampled) if self.nodes else made, block.part):
-            norm_sq, _ = block.absorb(part)
-            self.check_gradient(norm_sq[:, :k], index, "pilot trajectory" if self.unit == 1 else "pilot unit")
+        made = self.terms(traj, sampled) if self.nodes else made
+        norm_sq = torch.empty(n, len(center), dtype=torch.float64, device=self.device)
+        for index, batch_scores, weights in self.groups(traj, made=made):
+            norm_sq[index], _ = block.add(batch_scores, weights)
+        checks.finite_gradients(norm_sq[:, :k], self.labels, self.env.name, f"pilot {self.unit_name}")
         if hasattr(self.source, "restart"):
             self.steps["branch"] = self.source.restart()  # the pilot's branches are no part of an estimator's cost
         variance = block.norm_sq / (n - 1)
         reference_variance = {name: float(variance[k + i]) for i, name in enumerate(sampled)}
         kurtosis = n * block.fourth / block.norm_sq**2
         return Pilot(center[:k], variance[:k], kurtosis[:k], reference_variance, traj.steps / len(traj))
-
-    def _reference_is_exact(self) -> bool:
-        wanted = self.options["reference"]
-        return wanted == "exact" or (wanted == "auto" and exact_values.applies(self.env, self.policy))
-
-    def _objective_gamma(self, objective: str) -> float:
-        return 1.0 if objective == "J_1" else self.gamma
-
-    def _reference_source(self, objective: str) -> ValueSource:
-        return self.sources.of(self._objective_gamma(objective), self.options["reference_seed"])
-
-    def reference(self, objective: str, pilot: Pilot, cache: object | None) -> Reference:
-        """Return ∇J of one objective: given, exact, from the cache, or sampled."""
-        given, gamma = self.options["reference"], self._objective_gamma(objective)
-        if isinstance(given, Reference):
-            return references.check_given(given, objective, self.scores.num_parameters)
-        if self._reference_is_exact():
-            digest = storage.digest({**self._reference_settings(), "gamma": gamma, "kind": "exact"})
-            return references.exact(self.env, self.double_policy(self.policy), gamma, objective, digest)
-        n = self.options["n_reference"]
-        if n is None:
-            own, wanted = pilot.reference_variance[objective], self.options["n"]
-            n = references.size_for(wanted, self.options["max_reference"], BLOCKS, own, pilot.variance)
-        digest = self.reference_digest(objective, n)
-        found = cache.get(digest) if cache is not None else None
-        if found is not None:
-            return found
-        made = self.reference_blocks(objective, n).pool(REFERENCE_PHI, objective, digest)
-        if cache is not None:
-            cache.put(digest, made)
-        return made
-
-    def _reference_settings(self) -> dict[str, object]:
-        same = ("numerics", "env", "horizon", "policy", "theta", "trainable", "blocks", "dtype")
-        found = {k: self.plan.settings[k] for k in same}
-        if "user_module" in self.plan.settings:  # its code may be the world or the policy
-            found["user_module"] = self.plan.settings["user_module"]
-        return found
-
-    def reference_digest(self, objective: str, n: int) -> str:
-        """Return the digest of a sampled reference of n trajectories: of what moves it, and of nothing else."""
-        seed = self.options["reference_seed"]
-        settings = self._reference_settings() | {k: self.plan.settings[k] for k in ("critic", "device", "part_size")}
-        settings["critic"] = {**settings["critic"], "seed": seed}
-        settings["values"] = self.options["values"] if self.options["values"] in ("exact", "critic") else "auto"
-        if "behaviour" in self.plan.settings:  # the reference's critic is fitted on what it did
-            settings["behaviour"] = self.plan.settings["behaviour"]
-        own = {"gamma": self._objective_gamma(objective), "seed": seed, "n": n, "phi": REFERENCE_PHI}
-        return storage.digest({**settings, **own})
-
-    def reference_blocks(self, objective: str, n: int, shard: int = 0, shards: int = 1) -> SampledBlocks:
-        """Sample a reference of n trajectories, or one of the shards that it falls into."""
-        seed, phi = self.options["reference_seed"], estimators.make(REFERENCE_PHI)
-        source = self._reference_source(objective)
-        # The parts must follow from the reference's own settings: neither from the pilot, nor from a critic stream that
-        # another Φ or the measurement's seed happened to need.
-        stream = self.sources.critic_stream(seed) if isinstance(source, Critic) else None
-        layout = Layout(n, BLOCKS, self.part_size(n, stream and stream.steps / len(stream))).shard(shard, shards)
-        made = references.blocks(
-            self.env, self.policy, self.scores, phi, source, layout, Streams(seed), self._objective_gamma(objective),
-            self.device, self.dtype, self.progress,
-        )  # fmt: skip
-        self.steps["reference"] = self.steps.get("reference", 0) + int(made.steps.sum())
-        return made
-
-    def check_gradient(self, norm_sq: Tensor, index: Tensor, what: str, first: int = 0) -> None:
-        """Refuse NaN and infinite gradients.
-
-        Raises:
-            InputError: naming Φ and trajectory.
-        """
-        if bool(torch.isfinite(norm_sq.sum())):
-            return
-        row, k = (~torch.isfinite(norm_sq)).nonzero()[0].tolist()
-        raise checks.InputError(
-            f"Finite gradients were expected on {self.env.name}, but {self.phi[k].label} gave NaN or infinity at {what} "
-            f"{first + int(index[row])}; look at θ and at the values there, or use dtype=float64."
-        )

@@ -100,7 +100,7 @@ def rollout(
             over, alive = end.nonzero().squeeze(1), ~end
             last_obs[live[over]], terminated[live[over]] = obs[over], True
             kept = alive.nonzero().squeeze(1)
-            obs, live = obs[kept], live[kept]
+            obs, live = obs.index_select(0, kept), live.index_select(0, kept)
             simulator.keep(alive)
             if live.shape[0] == 0:
                 break
@@ -109,9 +109,11 @@ def rollout(
     if env.finite is None:
         last_state = None
     elif not hidden_state:
-        pieces["state"], last_state = pieces["obs"], last_obs
+        last_state = last_obs
     last_saved = capabilities.put(None, live, simulator.snapshot(), n) if snapshots and length < env.horizon else None
     traj = replace(_assemble(pieces, n, terminated, last_obs, last_state, saved, last_saved, env), seed=seed)
+    if env.finite is not None and not hidden_state:
+        traj = replace(traj, state=traj.obs)
     # Checked once for the whole part: a NaN cannot leave the episode in which it arose.
     checks.finite_rows("reward", traj.reward, env.name, first_trajectory, traj.time, traj.episode)
     checks.finite_rows("observation", traj.obs, env.name, first_trajectory, traj.time, traj.episode)
@@ -216,6 +218,24 @@ def _check_action(distribution: torch.distributions.Distribution, action: torch.
         )
 
 
+def draws(layout: Layout, streams: rng.Streams, stream: str) -> Iterator[tuple[int, int, int, np.random.SeedSequence]]:
+    """Name the parts of a stream.
+
+    Args:
+        layout: how n falls into blocks and parts.
+        streams: the root seed.
+        stream: name of the stream.
+
+    Yields:
+        (index of the block within the layout, number of the first trajectory, trajectories, seed) of each part, in order.
+    """
+    first = layout.before
+    for b in range(layout.blocks):
+        for draw in layout.parts(b):
+            yield b, first, draw.n, streams.sequence(stream, draw.block, draw.part)
+            first += draw.n
+
+
 def parts(
     env: Environment,
     policy: nn.Module,
@@ -245,10 +265,6 @@ def parts(
         (index of the block within the layout, trajectories of one part), in stream order.
     """
     simulator = env.make_simulator(torch.device(device))
-    first = layout.before
-    for b in range(layout.blocks):
-        for draw in layout.parts(b):
-            seed = streams.sequence(stream, draw.block, draw.part)
-            same = {"cut": cut, "simulator": simulator, "device": device, "group": group, "snapshots": snapshots}
-            yield b, rollout(env, policy, draw.n, seed, first_trajectory=first, **same)
-            first += draw.n
+    same = {"cut": cut, "simulator": simulator, "device": device, "group": group, "snapshots": snapshots}
+    for b, first, n, seed in draws(layout, streams, stream):
+        yield b, rollout(env, policy, n, seed, first_trajectory=first, **same)

@@ -12,7 +12,8 @@ from functools import reduce
 from varlab import checks, storage
 from varlab.analysis.reference import SampledBlocks
 from varlab.plans import Plan
-from varlab.preparation import REFERENCE_PHI, Preparation
+from varlab.preparation import Preparation
+from varlab.references import REFERENCE_PHI
 from varlab.types import Reference
 
 
@@ -44,7 +45,7 @@ class Shards:
             raise checks.InputError(
                 f"At most {blocks} shards were expected, one for each block, but shards={self.shards}; lower it."
             )
-        self.digests = {name: self.job.reference_digest(name, self.n) for name in planned.options["objectives"]}
+        self.digests = {name: self.job.references.digest(name, self.n) for name in planned.options["objectives"]}
 
     def make(self, shard: int) -> bool:
         """Sample one shard of every reference and write it, unless it or the whole reference is there.
@@ -66,7 +67,7 @@ class Shards:
         sampled = False
         for objective, digest in self.digests.items():
             if self.cache.get(digest) is None and self._read(digest, shard)[0] is None:
-                made = self.job.reference_blocks(objective, self.n, shard, self.shards)
+                made = self.job.references.blocks(objective, self.n, shard, self.shards)
                 storage.write_shard(self.cache.folder, digest, shard, self.shards, vars(made))
                 sampled = True
         return sampled

@@ -38,6 +38,7 @@ class Sources:
         sample: Callable[[int], Trajectories],
         dtype: torch.dtype,
         device: torch.device,
+        cores: int = 1,
     ) -> None:
         """Prepare to make sources.
 
@@ -48,7 +49,9 @@ class Sources:
             sample: root seed → critic stream.
             dtype: of critics, and of the policy in branches.
             device: where values are looked up.
+            cores: how many may fit critics.
         """
+        self.cores = cores
         self.env, self.policy, self.options, self.dtype, self.device = env, policy, options, dtype, device
         self._sample = sample
         self.streams: dict[int, Trajectories] = {}
@@ -93,7 +96,7 @@ class Sources:
             target = Batch(traj, Values(), gamma).reward_to_go
             sequence = Streams(seed).sequence("fit")
             self.critics[seed, gamma] = values.fit(
-                self.env, traj, target, self.options["critic"], sequence, storage.digest, self.dtype, gamma
+                self.env, traj, target, self.options["critic"], sequence, storage.digest, self.dtype, gamma, self.cores
             )
         return self.critics[seed, gamma]
 

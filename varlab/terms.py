@@ -85,13 +85,19 @@ class Terms:
         Yields:
             The groups.
         """
+        for _, chunk in self.named_chunks(size, together, rows):
+            yield chunk
+
+    def named_chunks(self, size: int, together: int, rows: int | None) -> Iterator[tuple[list[int], Chunk]]:
+        """Give what :meth:`chunks` does, with the units of each as numbers that are known without asking the device."""
         longest, order = self.offsets.diff().view(-1, together).amax(1).sort(descending=True, stable=True)
         units = together * order[:, None] + torch.arange(together, device=order.device)
-        longest, i = longest.tolist(), 0
+        longest, numbers, i = longest.tolist(), units.tolist(), 0
         while i < len(longest):
             most = size if rows is None else min(size, rows // longest[i])
             count = max(1, most // together)
-            yield Chunk.of(self.offsets, units[i : i + count].flatten())
+            named = [number for pair in numbers[i : i + count] for number in pair]
+            yield named, Chunk.of(self.offsets, units[i : i + count].flatten(), longest[i])
             i += count
 
     def at(self, scores: ScoreMap, chunk: Chunk, dtype: torch.dtype) -> tuple[BatchScores, Tensor]:
@@ -212,9 +218,10 @@ def groups(
         For each group its rows of every term.
     """
     of_step = sum(t.action.shape[1] for t in terms)
-    for chunk in terms[0].chunks(size, together, rows and rows // of_step):
-        # Units are the same in all terms, their steps need not be.
-        yield chunk, *(Chunk.of(t.offsets, chunk.index) for t in terms[1:])
+    lengths = [t.offsets.diff().tolist() for t in terms[1:]]  # units are the same in all terms, their steps need not be
+    for units, chunk in terms[0].named_chunks(size, together, rows and rows // of_step):
+        more = [max(length[i] for i in units) for length in lengths]
+        yield chunk, *(Chunk.of(t.offsets, chunk.index, longest) for t, longest in zip(terms[1:], more, strict=True))
 
 
 def scores_of(

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
+import torch
 from torch import nn
 
 from varlab import checks, estimators
 from varlab.analysis.traces import ROUNDING, TraceBlock, kurtosis, rows
+from varlab.cores import Groups
 from varlab.envs.base import Environment
 from varlab.estimators.base import Estimator
 from varlab.layout import Layout
 from varlab.plans import BLOCKS, plan
 from varlab.preparation import Preparation, Progress
-from varlab.rng import Streams
-from varlab.rollout import parts
 from varlab.types import Trajectories
+from varlab.workers import one_thread_each
 
 
 def variances(
@@ -51,37 +52,42 @@ def variances(
     Raises:
         InputError: for settings that cannot be used, an odd number of units, or NaN and infinities.
     """
-    job = Preparation(plan(env, policy, phi, n=n, **settings), progress)
+    with one_thread_each() as cores:
+        return _variances(Preparation(plan(env, policy, phi, n=n, **settings), progress, cores), level)
+
+
+def _variances(job: Preparation, level: float) -> pd.DataFrame:
+    """Measure what a preparation is for; see :func:`variances`."""
+    n = job.options["n"]
     pair = 2 * job.unit
     if n % pair or n < BLOCKS * pair:
         raise checks.InputError(
             f"Whole pairs of units of {job.unit} trajectories, at least {BLOCKS} of them, were expected, but n={n}; "
             f"set for instance n={max(BLOCKS, round(n / pair)) * pair}."
         )
-    labels = [e.label for e in job.phi]
-    comparator = labels.index("total_return") if "total_return" in labels else 0
-    pilot, trial = job.sample("pilot", pair * max(1, job.options["pilot"] // pair), job.seed, in_units=True), _empty(job)
-    _add(job, pilot, trial)
+    comparator = job.labels.index("total_return") if "total_return" in job.labels else 0
+    pilot = job.sample("pilot", pair * max(1, job.options["pilot"] // pair), job.seed, in_units=True)
+    trial = _reduced(job, 0, pilot, job.groups(pilot, 2))
     layout = Layout(n, BLOCKS, job.part_size(n, pilot.steps / len(pilot), saved=job.snapshots), unit=pair)
-    blocks = [_empty(job) for _ in range(BLOCKS)]
+    blocks = [TraceBlock(len(job.phi), job.device) for _ in range(BLOCKS)]
     steps = done = 0
-    same = {"cut": job.options["cut"], "device": job.device, "group": job.group, "snapshots": job.snapshots}
-    for b, traj in parts(job.env, job.behaviour, layout, Streams(job.seed), "rollout", **same):
-        _add(job, traj, blocks[b], done)
-        steps, done = steps + traj.cost, done + len(traj)
+    for b, (block, spent) in job.parts(layout, lambda *part: (_reduced(job, *part), part[1].cost), together=2):
+        blocks[b].merge(block)
+        steps, done = steps + spent, done + pair * block.pairs
         job.progress("rollout", done, n)
     made = rows(
-        blocks, labels, comparator, unit=job.unit, level=level, rounding=ROUNDING[job.dtype], pilot_kurtosis=kurtosis(trial)
+        blocks, job.labels, comparator, unit=job.unit, level=level, rounding=ROUNDING[job.dtype], pilot_kurtosis=kurtosis(trial)
     )  # fmt: skip
     return pd.DataFrame([{"phi": row["phi"], "n": row["n"], "steps": steps / n} | row for row in made])
 
 
-def _empty(job: Preparation) -> TraceBlock:
-    return TraceBlock(len(job.phi), job.device)
-
-
-def _add(job: Preparation, traj: Trajectories, block: TraceBlock, first: int = 0) -> None:
-    """Add the pairs of some trajectories; pairs follow the order in which they were sampled, never their lengths."""
-    for index, (norm_sq, inner) in job.each(job.terms(traj, together=2), lambda scores, phi: scores.products(phi), together=2):
-        job.check_gradient(norm_sq, index, "trajectory" if job.unit == 1 else "unit", first // job.unit)
-        block.add(norm_sq, inner)
+def _reduced(job: Preparation, first: int, traj: Trajectories, groups: Groups) -> TraceBlock:
+    """Return the sums over the pairs of some trajectories; pairs follow the order of sampling, never lengths."""
+    block = TraceBlock(len(job.phi), job.device)
+    norm_sq = torch.empty(len(traj) // job.unit, len(job.phi), dtype=torch.float64, device=job.device)
+    for index, scores, phi in groups:
+        squares, inner = (x.double() for x in scores.products(phi))
+        norm_sq[index] = squares
+        block.add(squares, inner)
+    checks.finite_gradients(norm_sq, job.labels, job.env.name, job.unit_name, first // job.unit)
+    return block

@@ -174,10 +174,19 @@ class Chunk:
     mask: Tensor
 
     @classmethod
-    def of(cls, offsets: Tensor, index: Tensor) -> Chunk:
-        """Pad the flat rows offsets[i]:offsets[i + 1] of every i in ``index``; rows after an end repeat the last one."""
+    def of(cls, offsets: Tensor, index: Tensor, longest: int | None = None) -> Chunk:
+        """Pad the flat rows offsets[i]:offsets[i + 1] of every i in ``index``; rows after an end repeat the last one.
+
+        Args:
+            offsets: [N + 1] first row of every episode.
+            index: [C] episodes.
+            longest: T where it is known: to read it off the offsets is to wait for an accelerator.
+
+        Returns:
+            The group.
+        """
         first, length = offsets[index, None], (offsets[index + 1] - offsets[index])[:, None]
-        t = torch.arange(int(length.max()), device=length.device)
+        t = torch.arange(int(length.max()) if longest is None else longest, device=length.device)
         return cls(index=index, rows=first + torch.minimum(t, length - 1), mask=t < length)
 
 

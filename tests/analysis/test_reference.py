@@ -11,6 +11,7 @@ from scipy import stats
 from varlab import envs, estimators, policies, scores
 from varlab.analysis import reference as references
 from varlab.checks import InputError
+from varlab.cores import Cores
 from varlab.experiment import plan
 from varlab.layout import Layout
 from varlab.preparation import Preparation
@@ -44,8 +45,8 @@ def sample(world, n, phi="value_baseline", seed=0, gamma=1.0, blocks=50, part_si
     table = 2 * torch.randn(env.horizon + 1, env.num_features, generator=torch.Generator().manual_seed(9), dtype=DOUBLE)
     source = FunctionValues(v=v or (lambda s, t: table[t, s]))
     return references.sampled(
-        env, policy, score_map, estimators.parse(phi), source, Layout(n, blocks, part_size), Streams(seed), gamma, objective,
-        "digest", CPU, DOUBLE,
+        Cores(env, policy, score_map, DOUBLE, CPU), estimators.parse(phi), source, Layout(n, blocks, part_size),
+        Streams(seed), gamma, objective, "digest",
     )  # fmt: skip
 
 
@@ -181,7 +182,7 @@ LAKE = envs.make("FrozenLake-v1", horizon=8)
 @pytest.fixture(autouse=True)
 def few_blocks(monkeypatch):
     """Four blocks in place of fifty: what is tested here does not depend on it, and small rollouts cost the most."""
-    monkeypatch.setattr("varlab.preparation.BLOCKS", 4)
+    monkeypatch.setattr("varlab.references.BLOCKS", 4)
 
 
 SETTINGS = {
@@ -195,7 +196,7 @@ def prepared(env=LAKE, theta_seed=0, cache=None, objective=None, policy=None, **
     settings = {**SETTINGS, **changes}
     job = Preparation(plan(env, policy, settings.pop("phi"), **settings))
     pilot = job.pilot()
-    return job, job.reference(objective or job.options["objectives"][0], pilot, cache)
+    return job, job.references.of(objective or job.options["objectives"][0], pilot, cache)
 
 
 def test_cache_is_asked_first_and_filled_once():

@@ -40,7 +40,7 @@ def same(a, b):
 def test_shards_in_any_order_are_the_reference_of_one_job(world, tmp_path):
     """Parts of two trajectories, so that several parts make a block and J has many terms to add up."""
     settings = planned(world, part_size=2)
-    alone = Preparation(settings).reference("J_1", None, None)
+    alone = Preparation(settings).references.of("J_1", None, None)
     for order in ([0], [2, 0, 1], [1, 0, 4, 3, 2, 6, 5])[: 3 if world == "tensors" else 2]:
         cache = storage.ReferenceCache(tmp_path / str(len(order)))
         for shard in order:  # every shard has a job of its own
@@ -51,7 +51,7 @@ def test_shards_in_any_order_are_the_reference_of_one_job(world, tmp_path):
 
 
 def test_the_check_of_equal_bits_can_fail():
-    a, b = (Preparation(planned(reference_seed=s)).reference("J_1", None, None) for s in (0, 1))
+    a, b = (Preparation(planned(reference_seed=s)).references.of("J_1", None, None) for s in (0, 1))
     for other in (b, replace(a, j=np.nextafter(a.j, 9.0)), replace(a, grad=a.grad.astype(np.float32))):
         with pytest.raises(AssertionError):
             same(a, other)
@@ -89,7 +89,7 @@ def test_missing_and_damaged_shards_are_named_and_made_again(tmp_path):
     before = files[0].stat().st_mtime_ns
     assert [job.make(i) for i in range(4)] == [False, True, True, True]
     assert files[0].stat().st_mtime_ns == before and files[1].read_bytes() == raw
-    same(job.gather()["J_1"], Preparation(settings).reference("J_1", None, None))
+    same(job.gather()["J_1"], Preparation(settings).references.of("J_1", None, None))
     files[2].unlink()  # no longer needed
     assert not job.lacking() and not job.make(2) and job.gather()
 

@@ -89,7 +89,7 @@ def test_repeats_have_the_mean_and_variance_of_measure(flipped):
 def test_sampled_references_are_unbiased_and_of_the_stated_size():
     case = replace(CASES["sign flip"], reference_share=4)
     job = case.prepare(1000, 0)
-    own = job.reference("J_gamma", job.pilot(), None)
+    own = job.references.of("J_gamma", job.pilot(), None)
     made = list(sampled_references(case, 0, 4000, 12, own))
     assert [r.n for r in made] == [4000] * 12
     grads = np.stack([r.grad for r in made])

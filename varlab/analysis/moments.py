@@ -11,9 +11,7 @@ for Computing the Sample Variance: Analysis and Recommendations (Chan, Golub, Le
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -58,14 +56,6 @@ class _Piece:
         return self.index, taken
 
 
-class Part(NamedTuple):
-    """What some units add to a block: ``norm_sq`` [C, K], ``along`` [C, K, 1 + R] (the comparator's first), sums by piece."""
-
-    norm_sq: Tensor
-    along: Tensor
-    sums: list[tuple[Tensor, list[Tensor]]]
-
-
 class Block:
     """Running sums of one block.
 
@@ -87,16 +77,22 @@ class Block:
         self.n, self.steps = 0, 0
         self.norm_sq, self.fourth, self.cross = (center.new_zeros(center.shape[0]) for _ in range(3))
         self._sums: list[tuple[Tensor, list[Tensor]]] = []
-        self._local = threading.local()  # pieces and buffers of each thread
+        self._pieces: list[_Piece] = []
+        self._work = Workspace()
 
     def empty(self) -> Block:
         """Return an empty block of the same kind, which shares buffers with this one."""
         other = Block(self.center, self.directions, self.comparator, self.per_parameter)
-        other._local = self._local
+        other._pieces, other._work = self._pieces, self._work
         return other
 
+    def __getstate__(self) -> dict[str, object]:
+        """Return sums alone: what comes from another process can be merged, and no more."""
+        kept = ("n", "steps", "norm_sq", "fourth", "cross", "_sums")
+        return {name: getattr(self, name) for name in kept}
+
     def add(self, scores: BatchScores, phi: Tensor) -> tuple[Tensor, Tensor]:
-        """Add C units: :meth:`absorb` of their :meth:`part`.
+        """Add C units.
 
         Args:
             scores: their score map.
@@ -105,20 +101,7 @@ class Block:
         Returns:
             ‖g − c_Φ‖² [C, K] and ⟨g − c_Φ, directions⟩ [C, K, R], float64.
         """
-        return self.absorb(self.part(scores, phi))
-
-    def part(self, scores: BatchScores, phi: Tensor) -> Part:
-        """Return what C units add, without adding it; may run in several threads.
-
-        Args:
-            scores: their score map.
-            phi: [C, K, T] weights w_t Φ_t in the dtype of the scores.
-
-        Returns:
-            The part.
-        """
-        (c, k, _), local = phi.shape, self._local.__dict__
-        pieces, work = local.setdefault("pieces", []), local.setdefault("work", Workspace())
+        (c, k, _), pieces = phi.shape, self._pieces
         norm_sq, along = phi.new_zeros(c, k), phi.new_zeros(c, k, 1 + self.directions.shape[0])
         number = -1
         for rows, index, g in scores.tiles(phi):
@@ -126,30 +109,30 @@ class Block:
                 number += 1
                 if number == len(pieces):
                     pieces.append(_Piece(index, self.center, self.directions, g.dtype, self.per_parameter))
-            pieces[number].add(g, self.comparator, norm_sq[rows], along[rows], work)
-        return Part(norm_sq.double(), along.double(), [piece.take() for piece in pieces])
-
-    def absorb(self, part: Part) -> tuple[Tensor, Tensor]:
-        """Add a part.
-
-        Args:
-            part: of this block or of one that it was made like.
-
-        Returns:
-            ‖g − c_Φ‖² [C, K] and ⟨g − c_Φ, directions⟩ [C, K, R], float64.
-        """
-        norm_sq, along, sums = part
-        self.n += len(norm_sq)
+            pieces[number].add(g, self.comparator, norm_sq[rows], along[rows], self._work)
+        norm_sq, along = norm_sq.double(), along.double()
+        self.n += c
         self.norm_sq += norm_sq.sum(0)
         self.fourth += norm_sq.square().sum(0)
         self.cross += along[..., 0].sum(0)
-        if self._sums:
-            for (_, total), (_, more) in zip(self._sums, sums, strict=True):
-                for s, x in zip(total, more, strict=True):
-                    s += x
-        else:
-            self._sums = sums
+        self._include([piece.take() for piece in pieces])
         return norm_sq, along[..., 1:]
+
+    def merge(self, other: Block) -> None:
+        """Add the units of another block of the same kind, which is used up."""
+        self.n, self.steps = self.n + other.n, self.steps + other.steps
+        for name in ("norm_sq", "fourth", "cross"):
+            getattr(self, name).add_(getattr(other, name))
+        self._include(other._sums)
+
+    def _include(self, sums: list[tuple[Tensor, list[Tensor]]]) -> None:
+        """Add S1 and S2, piece by piece."""
+        if not self._sums:
+            self._sums = sums
+            return
+        for (_, total), (_, more) in zip(self._sums, sums, strict=True):
+            for s, x in zip(total, more, strict=True):
+                s += x
 
     def _gathered(self, which: int) -> Tensor:
         """Return S1 or S2 in the order of θ, [K, P]."""

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from varlab import checks, terms
+from varlab.cores import Cores
 from varlab.envs.base import Environment
 from varlab.estimators.base import Batch, Estimator, weight
 from varlab.layout import Layout
 from varlab.rng import Streams
-from varlab.rollout import parts
 from varlab.scores.base import ScoreMap
 from varlab.terms import Terms
 from varlab.types import Reference, Trajectories, Values
@@ -109,9 +109,7 @@ class SampledBlocks:
 
 
 def sampled(
-    env: Environment,
-    policy: nn.Module,
-    scores: ScoreMap,
+    cores: Cores,
     phi: Estimator,
     source: ValueSource | None,
     layout: Layout,
@@ -119,16 +117,12 @@ def sampled(
     gamma: float,
     objective: str,
     digest: str,
-    device: torch.device,
-    dtype: torch.dtype,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Reference:
     """Return block means of an unbiased Φ over the reference stream.
 
     Args:
-        env: the world.
-        policy: at fixed θ.
-        scores: its score map.
+        cores: that do it, with the world and the policy at fixed θ.
         phi: an estimator that is unbiased for any values.
         source: values that ``phi`` needs.
         layout: how n_reference falls into blocks and parts.
@@ -136,8 +130,6 @@ def sampled(
         gamma: γ of the objective, also the weight γ^t.
         objective: its name.
         digest: of the settings.
-        device: where tensors live.
-        dtype: of the gradients inside a block.
         progress: called with ("reference", done, total).
 
     Returns:
@@ -146,21 +138,17 @@ def sampled(
     Raises:
         InputError: if a gradient is NaN or infinite.
     """  # noqa: DOC502
-    made = blocks(env, policy, scores, phi, source, layout, streams, gamma, device, dtype, progress)
+    made = blocks(cores, phi, source, layout, streams, gamma, progress)
     return made.pool(phi.label, objective, digest)
 
 
 def blocks(
-    env: Environment,
-    policy: nn.Module,
-    scores: ScoreMap,
+    cores: Cores,
     phi: Estimator,
     source: ValueSource | None,
     layout: Layout,
     streams: Streams,
     gamma: float,
-    device: torch.device,
-    dtype: torch.dtype,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> SampledBlocks:
     """Return the blocks of a layout, which may be a shard of another. Arguments are those of :func:`sampled`.
@@ -168,23 +156,27 @@ def blocks(
     Raises:
         InputError: if a gradient is NaN or infinite.
     """
-    total = torch.zeros(layout.blocks, scores.num_parameters, dtype=torch.float64, device=device)
-    count, steps, pieces = (np.zeros(layout.blocks, dtype=np.int64) for _ in range(3))
-    returns: list[float] = []
-    for b, traj in parts(env, policy, layout, streams, "reference", device=device):
+
+    def reduce(first: int, traj: Trajectories) -> tuple[Tensor, int, int, float]:
         values = source(traj, phi.needs) if phi.needs else Values()
         batch = Batch(traj, values, gamma)
-        made = summed(scores, traj, weight(phi, batch, True).unsqueeze(1), dtype)[0]
+        made = summed(cores.scores, traj, weight(phi, batch, True).unsqueeze(1), cores.dtype)[0]
         if not bool(torch.isfinite(made).all()):
-            first = layout.before + int(count.sum())
             raise checks.InputError(
-                f"Finite gradients were expected on {env.name}, but {phi.label} of the reference gave NaN or infinity among its "
-                f"trajectories {first} to {first + len(traj) - 1}; look at θ and at the values there, or use dtype=float64."
+                f"Finite gradients were expected on {cores.env.name}, but {phi.label} of the reference gave NaN or infinity "
+                f"among its trajectories {first} to {first + len(traj) - 1}; look at θ and at the values there, or "
+                "use dtype=float64."
             )
+        return made, len(traj), traj.cost, float(batch.reward_to_go[traj.offsets[:-1]].sum())
+
+    total = torch.zeros(layout.blocks, cores.scores.num_parameters, dtype=torch.float64, device=cores.device)
+    count, steps, pieces = (np.zeros(layout.blocks, dtype=np.int64) for _ in range(3))
+    returns: list[float] = []
+    for b, (made, n, spent, part_return) in cores.parts(layout, streams, "reference", reduce, on_policy=True):
         total[b] += made
-        count[b] += len(traj)
-        returns.append(float(batch.reward_to_go[traj.offsets[:-1]].sum()))
-        steps[b] += traj.cost
+        count[b] += n
+        returns.append(part_return)
+        steps[b] += spent
         pieces[b] += 1
         if progress:
             progress("reference", int(count.sum()), layout.n)

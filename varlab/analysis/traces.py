@@ -56,6 +56,12 @@ class TraceBlock:
         self.half_sq += half_sq.sum(0)
         self.fourth += half_sq.square().sum(0)
 
+    def merge(self, other: TraceBlock) -> None:
+        """Add the pairs of another block."""
+        self.pairs += other.pairs
+        for name in ("norm_sq", "inner", "half_sq", "fourth"):
+            getattr(self, name).add_(getattr(other, name))
+
 
 def kurtosis(block: TraceBlock) -> np.ndarray:
     """Return at least E‖g−ḡ‖⁴/(E‖g−ḡ‖²)², [K], nan where nothing varies.

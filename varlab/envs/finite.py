@@ -224,9 +224,9 @@ class FiniteSimulator:
             u = torch.rand(pair.shape[0], generator=self.generator, device=self.device, dtype=torch.float64)
             flat = pair * self.width
             for step in self.steps:
-                flat += u >= step[pair]
-        self.state = self.next_state[flat]
-        return self._see(), self.reward[flat], self.terminated[flat]
+                flat += u >= step.index_select(0, pair)
+        self.state = self.next_state.index_select(0, flat)
+        return self._see(), self.reward.index_select(0, flat), self.terminated.index_select(0, flat)
 
     def keep(self, alive: Tensor) -> None:
         """Drop finished episodes."""

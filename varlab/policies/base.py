@@ -119,10 +119,11 @@ class CategoricalRows:
         Returns:
             [n] actions.
         """
-        u = torch.rand(len(rows), generator=generator, device=rows.device, dtype=torch.float64).mul_(self.total[rows])
+        u = torch.rand(len(rows), generator=generator, device=rows.device, dtype=torch.float64)
+        u *= self.total.index_select(0, rows)
         action = torch.zeros_like(rows)
         for step in self.steps:
-            action += u >= step[rows]
+            action += u >= step.index_select(0, rows)
         return action
 
 

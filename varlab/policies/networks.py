@@ -60,7 +60,10 @@ class NetworkPolicy(nn.Module):
 
     def forward(self, obs: Tensor) -> Distribution:
         """Return the action distribution at observations [n, ...]."""
-        out = self.net(features(obs, self.num_classes, next(self.net.parameters()).dtype))
+        return self.distribution(self.net(features(obs, self.num_classes, next(self.net.parameters()).dtype)))
+
+    def distribution(self, out: Tensor) -> Distribution:
+        """Return the action distribution of the network's output [n, ...]."""
         if self.discrete:
             return categorical(out)
         return Independent(Normal(out, self.log_std(out).exp(), validate_args=False), 1, validate_args=False)

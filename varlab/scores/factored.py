@@ -15,15 +15,16 @@ trajectory and over many φ at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from varlab.policies.base import Broadcast, log_prob, parameters
+from varlab.policies.base import Broadcast, features, log_prob, parameters
 from varlab.scores import grams
 from varlab.scores.base import CACHE_BYTES, ScoreMap, StepScores, Workspace, products_of, slices
 from varlab.scores.outer import Claim, Factor, Piece, gradient, pieces, written
+from varlab.scores.perceptron import Perceptron
 
 #: Numbers of Grams that are worked on at once.
 GRAM_NUMBERS = 2**19
@@ -105,6 +106,7 @@ class FactoredScores(ScoreMap):
         self.policy, self.work = policy, Workspace()
         self.claims = claims(policy)
         self.pieces = pieces(self.claims)
+        self.perceptron = Perceptron.of(policy)
         self.num_parameters = sum(p.numel() for p in parameters(policy).values())
 
     def at(self, obs: Tensor, action: Tensor) -> FactoredBatch:
@@ -119,10 +121,53 @@ class FactoredScores(ScoreMap):
 
         Raises:
             NotFactored: if a claimed module is called more than once, never, not with one row per step, or changed in place.
-        """
+        """  # noqa: DOC502
         c, t = obs.shape[:2]
-        calls: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.claims]
-        versions: list[list[tuple[int, int]]] = [[] for _ in self.claims]
+        rows, taken = obs.flatten(0, 1), action.flatten(0, 1)
+        if self.perceptron is None:
+            found = self._traced(lambda: log_prob(self.policy(rows), taken), self.claims, c * t)
+        else:
+            found = self._through_perceptron(rows, taken)
+        factors = []
+        for claim in self.claims:
+            h, delta = found[claim.module]
+            inputs = None if isinstance(claim.module, Broadcast) else h.reshape(c, t, *h.shape[1:])
+            if isinstance(claim.module, nn.Embedding):
+                inputs = inputs.long()
+            factors.append(Factor(claim, delta.view(c, t, -1), inputs))
+        return FactoredBatch(factors, self.pieces, self.num_parameters, self.work)
+
+    def _through_perceptron(self, obs: Tensor, action: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+        """Return module → (h, δ), with autograd for the distribution alone."""
+        policy, layers = self.policy, self.perceptron.layers
+        inputs, out = self.perceptron.forward(features(obs, policy.num_classes, layers[0].weight.dtype))
+        out.requires_grad_()
+        others = [claim for claim in self.claims if claim.module not in layers]
+        end: list[Tensor] = []
+        found = self._traced(lambda: log_prob(policy.distribution(out), action), others, len(obs), out, end)
+        deltas = self.perceptron.backward(inputs, end[0])
+        return found | dict(zip(layers, zip(inputs, deltas, strict=True), strict=True))
+
+    def _traced(
+        self, function: Callable[[], Tensor], claims: list[Claim], n: int, also: Tensor | None = None, end: list[Tensor] = ()
+    ) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+        """Return module → (h, δ) by hooks and autograd.
+
+        Args:
+            function: gives log π [n].
+            claims: of the modules to look at.
+            n: rows.
+            also: [n, ...] whose gradient is wanted too.
+            end: takes it.
+
+        Returns:
+            Input of each module and ∂ log π / ∂ output.
+
+        Raises:
+            NotFactored: if a module is called more than once, never, not with one row per step, or changed in place.
+        """
+        calls: list[list[tuple[Tensor, Tensor]]] = [[] for _ in claims]
+        versions: list[list[tuple[int, int]]] = [[] for _ in claims]
 
         def keep(i: int):  # noqa: ANN202
             def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], out: Tensor) -> None:
@@ -132,34 +177,29 @@ class FactoredScores(ScoreMap):
 
             return hook
 
-        hooks = [claim.module.register_forward_hook(keep(i), with_kwargs=True) for i, claim in enumerate(self.claims)]
+        hooks = [claim.module.register_forward_hook(keep(i), with_kwargs=True) for i, claim in enumerate(claims)]
         try:
             with torch.enable_grad():
-                total = log_prob(self.policy(obs.flatten(0, 1)), action.flatten(0, 1)).sum()
+                total = function().sum()
         finally:
             for hook in hooks:
                 hook.remove()
-        for claim, made, before in zip(self.claims, calls, versions, strict=True):
-            if len(made) != 1 or made[0][1].dim() != 2 or made[0][1].shape[0] != c * t:
+        for claim, made, before in zip(claims, calls, versions, strict=True):
+            if len(made) != 1 or made[0][1].dim() != 2 or made[0][1].shape[0] != n:
                 raise NotFactored(
                     claim.module, self.policy, f"its module is called {len(made)} times or not with one row per step"
                 )
             # Found by structure, not by numbers: an inplace ReLU changes nothing where all of its inputs are positive.
             if before[0] != tuple(x._version for x in made[0]):
                 raise NotFactored(claim.module, self.policy, "input or output of its module is changed in place")
-        outs = [made[0][1] for made in calls]
+        outs = [made[0][1] for made in calls] + ([] if also is None else [also])
         reached = [out for out in outs if out.requires_grad]  # a module called under no_grad has no scores
         found = iter(torch.autograd.grad(total, reached, allow_unused=True) if total.requires_grad else [None] * len(reached))
-        factors = []
-        for claim, ((h, out),) in zip(self.claims, calls, strict=True):
-            delta = next(found) if out.requires_grad else None
-            if delta is None:
-                delta = torch.zeros_like(out)
-            inputs = None if isinstance(claim.module, Broadcast) else h.reshape(c, t, *h.shape[1:])
-            if isinstance(claim.module, nn.Embedding):
-                inputs = inputs.long()
-            factors.append(Factor(claim, delta.view(c, t, -1), inputs))
-        return FactoredBatch(factors, self.pieces, self.num_parameters, self.work)
+        deltas = [next(found) if out.requires_grad else None for out in outs]
+        deltas = [torch.zeros_like(out) if delta is None else delta for out, delta in zip(outs, deltas, strict=True)]
+        if also is not None:
+            end.append(deltas.pop())
+        return {claim.module: (made[0][0], delta) for claim, made, delta in zip(claims, calls, deltas, strict=True)}
 
 
 class NotFactored(Exception):

@@ -97,8 +97,8 @@ def gradients(job: Preparation, total: int, multiple: int, stream: str) -> Itera
     """Give per-trajectory gradients [N, K, P] float64 until ``total`` trajectories are reached, N a multiple of ``multiple``."""
     for traj in _rollouts(job, total, multiple, stream, TOGETHER):
         out = torch.empty(len(traj), len(job.phi), job.scores.num_parameters, dtype=torch.float64)
-        for index, g in job.each(job.terms(traj), lambda scores, phi: scores.apply(phi)):
-            out[index] = g.double()
+        for index, scores, phi in job.groups(traj):
+            out[index] = scores.apply(phi).double()
         yield out
 
 
@@ -153,7 +153,8 @@ def estimates(job: Preparation, size: int, count: int, stream: str = "rollout", 
     made, steps = [], 0
     for traj in _rollouts(job, size * count, size, stream, together):
         total = torch.zeros(len(traj) // size, len(job.phi), job.scores.num_parameters, dtype=torch.float64)
-        for index, g in job.each(job.terms(traj), lambda scores, phi: scores.apply(phi)):
+        for index, scores, phi in job.groups(traj):
+            g = scores.apply(phi)
             total += g.new_zeros(total.shape).index_add_(0, index // size, g).double()
         made.append(total / size)
         steps += traj.cost

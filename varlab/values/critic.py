@@ -25,6 +25,7 @@ from varlab.policies.networks import ACTIVATIONS, mlp
 from varlab.types import Trajectories, Values
 from varlab.values.functions import at_nodes, slope_at_mean
 from varlab.values.targets import TARGETS, lambda_returns
+from varlab.workers import in_order
 
 
 @dataclass(frozen=True)
@@ -281,8 +282,9 @@ def fit(
     digest: object,
     dtype: torch.dtype = torch.float32,
     gamma: float | None = None,
+    cores: int = 1,
 ) -> Critic:
-    """Fit V_φ and Q_φ to their targets by Adam on minibatches.
+    """Fit V_φ and Q_φ to their targets by Adam on the same minibatches; they share no parameter, so that two cores can.
 
     Args:
         env: gives input sizes.
@@ -293,6 +295,7 @@ def fit(
         digest: function from a mapping of arrays to a short content digest.
         dtype: of the networks.
         gamma: γ of λ-returns.
+        cores: how many there are to use.
 
     Returns:
         The fitted critics.
@@ -311,10 +314,19 @@ def fit(
         start_from(net, settings.init, env.name, settings.hidden)
     with torch.no_grad():
         before = float((net.value(traj.obs, traj.time) - goal).square().mean())
-    generator, optimizer = rng.torch_generator(shuffle), adam(net, settings.lr)
-    for minibatches in _passes(traj.steps, settings, generator):
-        v_goal = _lambda_returns(net, traj, gamma, settings.lam).to(dtype) if settings.target == "td_lambda" else None
-        descend(net, optimizer, traj, goal, minibatches, v_goal=v_goal)
+    # Made here, because the first one loads half of torch, which workers then have.
+    optimizers = {which: torch.optim.Adam(getattr(net, which).parameters(), lr=settings.lr) for which in ("v", "q")}
+
+    def fitted(which: str) -> dict[str, Tensor]:
+        for minibatches in _passes(traj.steps, settings, rng.torch_generator(shuffle)):
+            bootstrapped = which == "v" and settings.target == "td_lambda"
+            v_goal = _lambda_returns(net, traj, gamma, settings.lam).to(dtype) if bootstrapped else None
+            descend(net, optimizers[which], traj, goal, minibatches, frozenset({which}), v_goal)
+        return getattr(net, which).state_dict()
+
+    cores = cores if traj.obs.device.type == "cpu" else 1
+    for which, state in zip(optimizers, in_order(fitted, optimizers, cores), strict=True):
+        getattr(net, which).load_state_dict(state)
     net.requires_grad_(False)
     residual = net.value(traj.obs, traj.time).double() - target
     after = float(residual.square().mean())

@@ -10,11 +10,15 @@ from varlab.analysis.moments import Block
 from varlab.analysis.traces import TraceBlock
 from varlab.cores import CHUNK_ROWS, CHUNK_UNITS
 from varlab.scores.base import ScoreMap, StepScores
-from varlab.studies.speed.results import MomentsResult, PairsResult, Result, TraceResult
-from varlab.studies.speed.works import BLOCKS, Work
+from varlab.studies.speed.results import MomentsResult, PairsResult, Result
+from varlab.studies.speed.works import Work
+from varlab.workers import Crew, one_thread_each
 
 #: Steps on which the score map is probed, as in a measurement.
 PROBE = 16
+#: Parts that a work falls into, unless its result has more blocks.
+PARTS = 4
+
 
 
 def score_map(work: Work) -> ScoreMap:
@@ -36,6 +40,9 @@ def block(work: Work, per_parameter: bool) -> Block:
 class Own:
     """varlab on one work: :class:`~varlab.analysis.moments.Block` as in ``measure``, ``products`` as in ``variances``.
 
+    As there, each core takes parts from beginning to end, and the processes that do so are there before the clock starts; here
+    parts are equal shares of the work.
+
     Attributes:
         name: of the contender.
         chunks: sizes to choose among.
@@ -47,41 +54,39 @@ class Own:
     def __init__(self, work: Work, result: type[Result]) -> None:
         """Choose the score map."""
         self.work, self.result, self.scores = work, result, score_map(work)
+        self.size = max(1, work.n // max(PARTS, result.blocks))  # trajectories of a part
         self.chunks = tuple(sorted({2, 4, 8, 16, 32, 64, 128, chunk(work)}))
-        self.run = {MomentsResult: self.moments, TraceResult: self.trace, PairsResult: self.pairs}[result]
+        self.empty = block(work, per_parameter=result is MomentsResult)
+        reduce = self.pairs if result is PairsResult else self.sums
+        self.crew = Crew(reduce, torch.get_num_threads() if work.obs.device.type == "cpu" else 1)
 
     def __call__(self, chunk: int) -> tuple[Tensor, ...]:
         """Return the result, with ``chunk`` trajectories at a time."""
-        return self.run(chunk)
+        found, total = self.result(self.work), self.empty.empty()
+        with one_thread_each():
+            for part in self.crew.in_order((first, chunk) for first in range(0, self.work.n, self.size)):
+                if isinstance(part, Block):
+                    total.merge(part)
+                else:
+                    found.add(part)
+                    found.passed(self.size)
+        return (total.s1 / total.n, total.s2 / total.n) if self.result is MomentsResult else found.found()
 
-    def moments(self, chunk: int) -> tuple[Tensor, ...]:
-        """Moments of every parameter, as a measurement keeps them."""
-        total = block(self.work, per_parameter=True)
-        for o, a, f in self.work.pieces(chunk):
-            total.add(self.scores.at(o, a), f)
-        return total.s1 / total.n, total.s2 / total.n
+    def sums(self, item: tuple[int, int]) -> Block | tuple[Tensor, ...]:
+        """Return the sums over the gradients of a part: moments of every parameter, or the sum and Σ ‖g‖²."""
+        first, chunk = item
+        part = self.empty.empty()
+        for o, a, f in self.work.pieces(chunk, first, first + self.size):
+            part.add(self.scores.at(o, a), f)
+        return part if self.result is MomentsResult else (part.s1, part.norm_sq)
 
-    def trace(self, chunk: int) -> tuple[Tensor, ...]:
-        """Trace as a measurement without moments per parameter finds it: per-trajectory gradients, block by block."""
-        made, held = TraceResult(self.work), self.work.n // BLOCKS
-        total = block(self.work, per_parameter=False)
-        for o, a, f in self.work.pieces(chunk):
-            total.add(self.scores.at(o, a), f)
-            if total.n >= held:
-                made.add((total.s1, total.norm_sq))
-                made.passed(total.n)
-                total = block(self.work, per_parameter=False)
-        return made.found()
-
-    def pairs(self, chunk: int) -> tuple[Tensor, ...]:
-        """Trace from pairs as ``varlab.variances`` finds it: inner products of gradients, by whichever way is cheaper."""
-        made = PairsResult(self.work)
-        for o, a, f in self.work.pieces(chunk):
-            total = TraceBlock(self.work.k, f.device)
-            total.add(*self.products(self.scores.at(o, a), f))
-            made.add((total.half_sq,))
-            made.passed(len(o))
-        return made.found()
+    def pairs(self, item: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Return Σ ½‖g − g'‖² over the pairs of a part, by whichever way is cheaper."""
+        first, chunk = item
+        part = TraceBlock(self.work.k, self.work.phi.device)
+        for o, a, f in self.work.pieces(chunk, first, first + self.size):
+            part.add(*self.products(self.scores.at(o, a), f))
+        return (part.half_sq,)
 
     def products(self, at: StepScores, phi: Tensor) -> tuple[Tensor, Tensor]:
         """Return ‖g_i‖² and ⟨g_2j, g_2j+1⟩."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 
 import gymnasium
 import torch
@@ -15,6 +16,7 @@ from varlab.rng import Streams
 from varlab.rollout import rollout
 from varlab.studies.speed.race import Budget, compare, seconds
 from varlab.studies.speed.targets import ONE_ENVIRONMENT, Row
+from varlab.workers import Crew, one_thread_each
 
 #: Name → (Gymnasium id, kind of policy).
 WORLDS: Mapping[str, tuple[str, str]] = {
@@ -51,12 +53,47 @@ def one_environment_loop(env: Environment, policy: nn.Module, steps: int) -> int
     return taken
 
 
+class Sampler:
+    """varlab's batches of episodes, one after the other on every core, as a measurement samples its parts.
+
+    Attributes:
+        sizes: episodes of a batch to choose among.
+    """
+
+    def __init__(self, env: Environment, policy: nn.Module, steps: int, cores: int) -> None:
+        """Start the processes.
+
+        Args:
+            env: the world.
+            policy: gives a Distribution.
+            steps: environment steps of one batch, at most about.
+            cores: how many batches are under way at a time.
+        """
+        self.env, self.policy, self.cores, self.blocks = env, policy, cores, itertools.count()
+        self.simulator = env.make_simulator(torch.device("cpu"))
+        self.crew = Crew(self.batch, cores)
+        most = max(1, int(steps * 64 / self.batch((64, next(self.blocks)))))
+        self.sizes = tuple(sorted({most, *(n for n in (64, 256, 1024, 4096, 16384, 65536) if n < most)}))[-4:]
+
+    def batch(self, item: tuple[int, int]) -> int:
+        """Sample (episodes, block) and return the steps taken."""
+        n, block = item
+        return rollout(self.env, self.policy, n, Streams(0).sequence("rollout", block), simulator=self.simulator).steps
+
+    def per_step(self, n: int) -> float:
+        """Return seconds per step of batches of n episodes, two on each core."""
+        taken: list[int] = []
+        items = [(n, next(self.blocks)) for _ in range(2 * self.cores)]
+        with one_thread_each():
+            return seconds(lambda: taken.extend(self.crew.in_order(items))) / sum(taken)
+
+
 def sampling(budget: Budget, steps: int = 400_000, loop_steps: int = 2000) -> list[Row]:
     """Sample the worlds of :data:`WORLDS`.
 
     Args:
         budget: repeats.
-        steps: environment steps of one batch at most, as in a part of a measurement; the environment's own part if smaller.
+        steps: environment steps of one batch at most, as in a part of a measurement.
         loop_steps: least steps of the loop.
 
     Returns:
@@ -66,25 +103,14 @@ def sampling(budget: Budget, steps: int = 400_000, loop_steps: int = 2000) -> li
     for work, (name, kind) in WORLDS.items():
         env = envs.make(name)
         policy = policies.make(kind, env)
-        simulator = env.make_simulator(torch.device("cpu"))
-        blocks = itertools.count()
+        sampler = Sampler(env, policy, steps, torch.get_num_threads())
+        best = min(sampler.sizes, key=lambda n, s=sampler: min(s.per_step(n) for _ in range(2)))
 
-        def sample(n: int, env=env, policy=policy, simulator=simulator, blocks=blocks) -> int:  # noqa: ANN001
-            return rollout(env, policy, n, Streams(0).sequence("rollout", next(blocks)), simulator=simulator).steps
+        def loop(env: Environment = env, policy: nn.Module = policy) -> float:
+            taken: list[int] = []
+            return seconds(lambda: taken.append(one_environment_loop(env, policy, loop_steps))) / taken[0]
 
-        length = sample(64) / 64
-        n = max(1, min(env.part_size, int(steps / length)))
-        sample(n)
-        rows += compare(
-            work,
-            lambda n=n, sample=sample: _per_step(lambda: sample(n)),
-            {ONE_ENVIRONMENT: lambda env=env, policy=policy: _per_step(lambda: one_environment_loop(env, policy, loop_steps))},
-            budget.rounds,
-        )
+        made = compare(work, lambda n=best, s=sampler: s.per_step(n), {ONE_ENVIRONMENT: loop}, budget.rounds)
+        rows += [replace(row, note=f"batches of {best:,} episodes") for row in made]
+        sampler.crew.close()
     return rows
-
-
-def _per_step(run) -> float:  # noqa: ANN001
-    """Return seconds per step of a call that returns the steps it took."""
-    taken = []
-    return seconds(lambda: taken.append(run())) / taken[0]

@@ -66,10 +66,11 @@ class Work:
         """Σ T_i."""
         return int(self.length.sum())
 
-    def pieces(self, chunk: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Give (obs, action, φ) of ``chunk`` trajectories at a time, trimmed to the longest of them."""
-        for i in range(0, self.n, chunk):
-            rows, t = slice(i, i + chunk), int(self.length[i])
+    def pieces(self, chunk: int, first: int = 0, end: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Give (obs, action, φ) of ``chunk`` trajectories at a time, from ``first`` to ``end``, trimmed to their longest."""
+        end = self.n if end is None else end
+        for i in range(first, end, chunk):
+            rows, t = slice(i, min(i + chunk, end)), int(self.length[i])
             yield self.obs[rows, :t], self.action[rows, :t], self.phi[rows, :, :t].contiguous()
 
     def share(self, n: int) -> Work:
