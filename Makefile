@@ -56,8 +56,8 @@ slurm:
 calibrate: $(STAMP)  ## measure how often the intervals hold exact values (about an hour on 2 cores; resumes where it stopped)
 	$(PY) scripts/calibrate.py
 
-benchmark: $(BENCH_STAMP)  ## race varlab against its peers, JAX and Opacus among them, installed into .venv-bench
-	$(BENCH_PY) scripts/benchmark.py
+benchmark: $(BENCH_STAMP)  ## race varlab against its peers, JAX and Opacus among them, in .venv-bench (hours; ARGS=size=headline: less than one)
+	$(BENCH_PY) scripts/benchmark.py $(ARGS)
 
 lint: $(STAMP)  ## check style and docstrings
 	$(PY) -m ruff check .

@@ -93,6 +93,10 @@ def peers_of(result: type[Result], k: int) -> list[str]:
     return [targets.JAX, targets.JAX_STEPS, targets.NESTED, targets.STEPS, *few, *loop]
 
 
+#: Trajectories of a work on moments, unless they are large: a few tenths of a second.
+MOMENTS_N = 2048
+
+
 def moments(sizes: Sizes) -> Iterator[Row]:
     """Per-parameter moments over the grid of K, T and MLPs.
 
@@ -102,7 +106,7 @@ def moments(sizes: Sizes) -> Iterator[Row]:
     for hidden in sizes.hidden:
         for t in sizes.t:
             for k in sizes.k:
-                work = works.make(k, t, hidden, n=sizes.n, device=sizes.device)
+                work = works.make(k, t, hidden, n=sizes.n, most=MOMENTS_N, device=sizes.device)
                 yield from contest(work, MomentsResult, peers_of(MomentsResult, k), sizes)
 
 

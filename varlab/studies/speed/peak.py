@@ -13,6 +13,7 @@ from varlab.studies.speed import works
 from varlab.studies.speed.own import score_map
 from varlab.studies.speed.race import Budget, row, seconds
 from varlab.studies.speed.targets import PEAK, Row
+from varlab.workers import Crew
 
 #: Rows and columns of the product that sets the peak.
 SIZE = 1024
@@ -33,7 +34,7 @@ def operations(work: works.Work) -> int:
 def share(
     budget: Budget, hidden: Sequence[Sequence[int]] = ((64, 64), (256, 256)), device: str = "cpu", size: int = SIZE
 ) -> list[Row]:
-    """Time ``apply`` (K = 8, T = 100) and one large product in turn.
+    """Time ``apply`` (K = 8, T = 100) on all cores and one large product on all cores in turn.
 
     Args:
         budget: repeats.
@@ -45,23 +46,31 @@ def share(
         One row for each MLP: operations a second of ``apply`` over those of the product.
     """
     a, b, out = (torch.ones(size, size, device=device) for _ in range(3))
+    cores = torch.get_num_threads() if torch.device(device).type == "cpu" else 1
     rows = []
     for widths in hidden:
         work = works.make(k=8, t=100, hidden=widths, device=device)
-        scores = score_map(work)
+        scores, each = score_map(work), work.n // (2 * cores)
 
-        def apply(chunk: int, work=work, scores=scores) -> None:  # noqa: ANN001
-            for o, action, phi in work.pieces(chunk):
-                for _ in scores.at(o, action).blocks(phi):
+        def part(item: tuple[int, int], work=work, scores=scores, each=each) -> None:  # noqa: ANN001
+            first, chunk = item
+            for o, action, phi in work.pieces(chunk, first, first + each):
+                for _ in scores.at(o, action).tiles(phi):
                     pass
 
-        apply(4)
-        chunk = min(CHUNKS, key=lambda c: min(seconds(functools.partial(apply, c)) for _ in range(2)))
-        own, shares = [], []
-        for _ in range(budget.rounds):
-            own.append(seconds(functools.partial(apply, chunk)))
-            product = min(seconds(lambda: torch.mm(a, b, out=out)) for _ in range(5))
-            shares.append(operations(work) / own[-1] / (2 * size**3 / product))
+        with Crew(part, cores) as crew:  # its processes have one thread each, and this one is free for the product
+
+            def apply(chunk: int, crew=crew, each=each, n=work.n) -> None:  # noqa: ANN001
+                for _ in crew.in_order((first, chunk) for first in range(0, n, each)):
+                    pass
+
+            apply(4)
+            chunk = min(CHUNKS, key=lambda c: min(seconds(functools.partial(apply, c)) for _ in range(3)))
+            own, shares = [], []
+            for _ in range(budget.rounds):
+                own.append(seconds(functools.partial(apply, chunk)))
+                product = min(seconds(lambda: torch.mm(a, b, out=out)) for _ in range(5))
+                shares.append(operations(work) / own[-1] / (2 * size**3 / product))
         label = f"apply MLP {'×'.join(map(str, widths))}"
         rate = operations(work) / float(np.median(own)) / 1e9
         note = f"{rate:.0f} of {rate / float(np.median(shares)):.0f} GFlop/s"

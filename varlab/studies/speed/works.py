@@ -110,6 +110,7 @@ def make(
     gaussian: bool = False,
     ragged: bool = False,
     n: int | None = None,
+    most: int = 512,
     device: str = "cpu",
     seed: int = 0,
 ) -> Work:
@@ -122,6 +123,7 @@ def make(
         gaussian: whether actions are those of Pendulum (diagonal Gaussian) in the place of CartPole's (categorical).
         ragged: whether lengths are those of CartPole under this policy.
         n: trajectories; :func:`size` if None.
+        most: of them, where n is None.
         device: torch device.
         seed: of observations, actions, φ and lengths.
 
@@ -133,7 +135,7 @@ def make(
     """
     world = envs.make("Pendulum-v1" if gaussian else "CartPole-v1", horizon=t)
     policy = policies.make("mlp", world, hidden=list(hidden))
-    n = size(k, t, num_parameters(policy)) if n is None else checks.positive_int("n", n)
+    n = size(k, t, num_parameters(policy), most) if n is None else checks.positive_int("n", n)
     if n != doubled(UNIT, n):
         raise checks.InputError(
             f"{UNIT} times a power of two was expected as the trajectories of a benchmark, but n is {n}; try {doubled(UNIT, n)}."
