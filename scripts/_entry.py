@@ -125,6 +125,21 @@ def _go_home() -> None:
         os.chdir(home)
 
 
+@contextlib.contextmanager
+def _room_in_memory() -> Iterator[None]:
+    """Say in a sentence that memory did not suffice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        asked = " ".join(str(error).split()).rpartition("] ")[2]
+        raise InputError(
+            f"Settings that fit into memory were expected, but they do not ({asked[:160] or type(error).__name__}); lower "
+            "horizon, n, part_size or the number of Φ."
+        ) from error
+
+
 def _apart(task: Callable[[DictConfig], None], cfg: DictConfig, preload: Sequence[str]) -> None:
     """Do one job, in a process of its own where its death or its hanging must not take others along."""
     limit = cfg.get("time_limit")
@@ -136,7 +151,11 @@ def _apart(task: Callable[[DictConfig], None], cfg: DictConfig, preload: Sequenc
         return
     for module in preload:
         importlib.import_module(module)  # once, not in each job's process
-    _isolation.run_apart(functools.partial(task, cfg), limit)
+    def guarded() -> None:
+        with _room_in_memory():
+            task(cfg)
+
+    _isolation.run_apart(guarded, limit)
 
 
 def run(task: Callable[[DictConfig], None], config_name: str, preload: Sequence[str] = ()) -> None:
@@ -159,8 +178,11 @@ def run(task: Callable[[DictConfig], None], config_name: str, preload: Sequence[
         try:
             try:
                 _go_home()  # first: what is recorded of a job, refused or not, lies there
-                kinds.check(OmegaConf.to_container(cfg, resolve=True), config_name)
-                _apart(task, cfg, preload)
+                plain = OmegaConf.to_container(cfg, resolve=True)
+                kinds.check_names(plain, Path(CONF), config_name)
+                kinds.check(plain, config_name)
+                with _room_in_memory():
+                    _apart(task, cfg, preload)
             except OmegaConfBaseException as error:
                 raise InputError(complaints.explain(error, sys.argv[1:], CONF, config_name)) from error
         except InputError as error:
@@ -190,6 +212,10 @@ def run(task: Callable[[DictConfig], None], config_name: str, preload: Sequence[
         _refuse(complaints.explain(error, words, CONF, config_name))
     except InputError:  # out of a multirun alone: the sentence was logged when its job ended
         _refuse(sweeps.outcome() or "At least one job of the multirun had unusable input, as logged above.")
+    except KeyboardInterrupt:
+        if not any(flag in words for flag in ("-m", "--multirun")):
+            raise
+        _refuse("The multirun was interrupted; what is finished is kept, so repeat the same command to finish it.", code=130)
     except Exception as error:
         lost, ended = launchers.lost_job(error), sweeps.outcome()
         if lost is not None:

@@ -15,7 +15,7 @@ ORDER = (
     "checks", "workers", "capabilities", "types", "layout", "rng", "storage", "envs", "policies", "rollout", "values",
     "estimators", "scores", "terms", "cores", "oracles", "analysis", "plans", "summary", "sources", "references",
     "preparation", "shards",
-    "experiment", "traces", "training", "studies", "provenance", "launchers", "repetition", "user_modules", "guard", "kinds",
+    "experiment", "traces", "training", "studies", "provenance", "launchers", "user_modules", "repetition", "guard", "kinds",
     "complaints", "configure", "sweeps",
 )  # fmt: skip
 #: Who may name files: checks asks whether a folder can be one, storage writes, provenance asks git, complaints looks into conf/;

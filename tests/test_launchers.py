@@ -1,6 +1,11 @@
 """One sweep under several launchers: the same bits, one thread for each job, and a sentence where something is missing."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -100,3 +105,25 @@ def test_a_job_that_gave_nothing_back_is_one_sentence():
         assert said.startswith("A result of every job was expected, but at least one ended without any") and "\n" not in said
         assert said.endswith("so repeat the same command to finish the multirun.") and "Traceback" not in said
     assert launchers.lost_job(RuntimeError("a bug of ours")) is None
+
+
+def test_a_cluster_that_is_not_there_is_one_sentence():
+    said = launchers.lost_job(ConnectionError("Could not find any running Ray instance.\nPlease specify the one to connect to."))
+    assert said.startswith("A running Ray cluster was expected, but there is none where the launcher looked (Could not find any")
+    assert "ray start --head" in said and "\n" not in said
+    assert launchers.lost_job(ConnectionError("reset by peer")) is None
+
+
+def test_a_multirun_that_is_interrupted_is_one_sentence(tmp_path):
+    """Ctrl-C reaches the sweep and its job: what was finished stays, and no traceback is shown."""
+    words = ["-m", *sweeps.SETTINGS, "n=3000000", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    command = [sys.executable, str(sweeps.ROOT / "scripts" / "measure.py"), *words]
+    given = {"cwd": tmp_path, "stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, **given) as job:
+        while not list((tmp_path / "sweep").rglob("config.yaml")):
+            assert job.poll() is None
+            time.sleep(0.05)
+        os.kill(job.pid, signal.SIGINT)
+        said = job.stderr.read()
+        assert job.wait(30) == 130
+    assert said.strip().endswith("so repeat the same command to finish it.") and "Traceback" not in said, said

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from varlab import envs, estimators, policies, storage, user_modules
+from varlab import envs, estimators, policies, repetition, storage, user_modules
 from varlab.checks import InputError
 from varlab.plans import plan
 from varlab.training import plan as plan_training
@@ -129,6 +129,29 @@ def test_a_run_with_an_environment_a_policy_and_a_phi_of_ones_own(script, own, t
     again = script("measure", "-m", *WORDS, "user_module=own.py", "seed=0,1", "+policy.settings.bias=0.5")
     assert again.code == 0, again.err
     assert len(storage.find_runs(tmp_path / "results" / "runs")) == 2
+
+
+def test_a_run_is_repeated_with_its_file_only_where_the_command_names_it(script, own, tmp_path):
+    mark = tmp_path / "ran"
+    assert script("measure", *WORDS, "user_module=own.py", "out=run").code == 0
+    closed = script("measure", "repeat=run", "out=again")
+    assert closed.code == 2 and closed.err.startswith("The word user_module= was expected beside repeat=")
+    assert "own.py" in closed.err
+    own.write_text(own.read_text() + f"\nopen({str(mark)!r}, 'w').close()\n")
+    for words in (("user_module=own.py",), ("user_module=absent.py",)):  # another file, or none: refused before anything runs
+        changed = script("measure", "repeat=run", *words, "out=again")
+        assert changed.code == 2 and changed.err.count("\n") == 1 and not mark.exists() and not (tmp_path / "again").exists()
+    user_modules._LOADED.clear()
+    assert "it was not run" in script("measure", "repeat=run", "user_module=own.py", "out=again").err
+
+
+def test_a_run_that_unpickled_an_agent_is_repeated_only_with_the_word(tmp_path):
+    (tmp_path / "config.yaml").write_text("# digest: 0123456789abcdef\ntheta: {path: agent.zip, trust: true}\n")
+    ours = {"repeat": str(tmp_path), "theta": {"seed": 0, "file": None}, "user_module": None, "out": None}
+    with pytest.raises(InputError, match=r"The word \+theta.trust=true was expected beside repeat=.*unpickled agent.zip"):
+        repetition.settings(ours, [])
+    ours["theta"] = {**ours["theta"], "trust": True}
+    assert repetition.settings(ours, ["+theta.trust=true"])["theta"] == {"path": "agent.zip", "trust": True}
 
 
 def test_without_the_word_there_is_one_sentence(script, own):

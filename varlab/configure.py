@@ -226,7 +226,10 @@ def _world(plain: Mapping[str, Any], theta_seed: object) -> tuple[Any, Any, str,
             f"policy=user was expected for the policy '{kind}' of a user's module, but the settings of another kind came with "
             f"it; write policy=user policy.kind={kind}."
         )
-    policy = policies.make(env=env, theta_seed=_seed("theta.seed", theta_seed), **plain["policy"])
+    drawn = theta.get("run") is None and theta["file"] is None
+    if drawn and theta_seed is None:
+        raise InputError("A file of θ was expected, but theta.file=null; name one, or draw θ with theta=seed.")
+    policy = policies.make(env=env, theta_seed=_seed("theta.seed", theta_seed) if drawn else 0, **plain["policy"])
     if kind == "parameter_exploring":
         env = envs.parameter_exploring(env, policy.controller, checks.in_range("gamma", plain["gamma"], 0.0, 1.0))
     if theta.get("run") is not None:

@@ -37,6 +37,12 @@ def lost_job(error: BaseException) -> str | None:
     Returns:
         One sentence; None for an error that no launcher made.
     """
+    if isinstance(error, ConnectionError) and "ray" in str(error).lower():
+        said = " ".join(str(error).split())[:120]
+        return (
+            f"A running Ray cluster was expected, but there is none where the launcher looked ({said}); start one with "
+            "'ray start --head', set hydra.launcher.ray.init.address, or use hydra/launcher=ray."
+        )
     if type(error).__module__.split(".")[0] not in _CARRIERS:
         return None
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "").rstrip(".:")

@@ -207,3 +207,4 @@ def _check_units(chosen: Sequence[Estimator], n: int, group_size: int, groups: i
                 f"Units of several trajectories were expected for {e.label}, which is a function of a batch, but "
                 "group_size × groups = 1; set for instance group_size=8."
             )
+        e.check_unit(group_size, groups)

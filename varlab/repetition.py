@@ -8,11 +8,13 @@ from typing import Any
 import pandas as pd
 
 import varlab
-from varlab import storage
+from varlab import storage, user_modules
 from varlab.checks import InputError
 
 #: Settings that move no number and may be given beside ``repeat=``.
 FREE = ("repeat", "out", "study", "cache", "figures", "style", "threads", "time_limit")
+#: Settings that open a door to code: they are given anew, or the run's own stay closed.
+DOORS = ("user_module", "theta.trust")
 
 
 def settings(ours: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -30,7 +32,7 @@ def settings(ours: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """
     for word in words:
         key = word.lstrip("+~").partition("=")[0]
-        if key.partition(".")[0] not in FREE:
+        if key.partition(".")[0] not in FREE and key not in DOORS:
             raise InputError(
                 f"Only {', '.join(FREE)} were expected beside repeat=, because the run itself says the rest, but {word} came; "
                 "leave it out, or measure without repeat=."
@@ -41,10 +43,38 @@ def settings(ours: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
             f"Settings of varlab {varlab.__version__} were expected in {ours['repeat']}/config.yaml, but it has "
             f"{', '.join(unknown)} too; repeat the run with the version that its provenance.json names."
         )
-    made = {**ours} | {key: value for key, value in kept.items() if key not in FREE}
+    made = {**ours} | {key: value for key, value in kept.items() if key not in (*FREE, "user_module")}
+    _check_doors(ours, kept)
     if isinstance(kept.get("critic"), Mapping):  # the one group of settings that is not chosen by name, and grows
         made["critic"] = ours["critic"] | kept["critic"]
     return made | {"repeat": None}
+
+
+def _check_doors(ours: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+    """Check that the command opens the doors through which the run took code, and that the code is the same.
+
+    Raises:
+        InputError: naming the word that is missing, or the file that has changed.
+    """
+    run = ours["repeat"]
+    if (theta := kept.get("theta") or {}).get("trust") and not (ours.get("theta") or {}).get("trust"):
+        raise InputError(
+            f"The word +theta.trust=true was expected beside repeat=, because the run in {run} unpickled {theta.get('path')}, "
+            "and that is done only where the command says so; add it if you vouch for the file."
+        )
+    if kept.get("user_module") is None:
+        return
+    if ours.get("user_module") is None:
+        raise InputError(
+            f"The word user_module= was expected beside repeat=, because the run in {run} ran {kept['user_module']}, and that is "
+            "done only where the command says so; add user_module= and the file."
+        )
+    recorded = storage.read_settings(run).get("user_module")
+    if recorded is not None and recorded != (found := user_modules.digest(ours["user_module"])):
+        raise InputError(
+            f"The file of digest {recorded} that the run in {run} ran was expected as user_module, but {ours['user_module']} has "
+            f"{found}; it was not run. Go back to the commit and files that the run's provenance.json names."
+        )
 
 
 def check(run: str, digest: str, folder: str) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from varlab import checks, rng
-from varlab.estimators.base import Batch, Estimator, weight
+from varlab.estimators.base import Batch, Estimator, weights
 from varlab.estimators.nodes import NodeEstimator, StateEstimator, node_weight, step_weight, with_nodes
 from varlab.scores.base import CACHE_BYTES, BatchScores, ScoreMap, slices
 from varlab.types import Chunk, Trajectories
@@ -178,7 +178,7 @@ def assemble(
     for key, columns in groups.items():
         asks = frozenset().union(*(phi[k].asks for k in columns))
         batch = read(traj if key is None else with_nodes(policy, traj, key[1], key[0]), asks)
-        steps |= {k: weight(phi[k], batch, discount_weighting) for k in columns}
+        steps |= dict(zip(columns, weights([phi[k] for k in columns], batch, discount_weighting), strict=True))
         at_states |= {
             k: phi[k].state_phi(batch, step_weight(phi[k], batch, discount_weighting))
             for k in columns

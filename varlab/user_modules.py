@@ -39,7 +39,7 @@ def load(path: str | Path) -> str:
             f"A Python file was expected for user_module, but {path} is not one; give the path of a file that ends in .py."
         )
     raw = path.read_bytes()
-    content, key = hashlib.sha256(raw).hexdigest()[:16], str(path.resolve())
+    content, key = _digest(raw), str(path.resolve())
     if key in _LOADED:
         if _LOADED[key] != content:
             raise InputError(
@@ -61,6 +61,22 @@ def load(path: str | Path) -> str:
         raise
     _LOADED[key] = content
     return content
+
+
+def digest(path: str | Path) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of a file, which is not run.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    try:
+        return _digest(Path(str(path)).read_bytes())
+    except OSError as error:
+        raise InputError(f"A Python file was expected for user_module, but {path} cannot be read; give its path.") from error
+
+
+def _digest(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()[:16]
 
 
 def _run(name: str, path: Path, raw: bytes) -> None:

@@ -8,10 +8,12 @@ from finite_worlds import random_mdp
 
 from varlab import envs, estimators, policies
 from varlab.checks import InputError
-from varlab.estimators import AT_CUT, Baseline, Batch, make, weight
+from varlab.estimators import AT_CUT, Baseline, Batch, base, make, weight
+from varlab.estimators.bootstrapped import GAE
 from varlab.rng import Streams
 from varlab.rollout import rollout
 from varlab.types import Trajectories, Values
+from varlab.values import targets
 
 HORIZON = 12
 GAMMAS = (1.0, 0.9, 0.0)
@@ -359,3 +361,29 @@ def test_phi_of_a_wrong_shape_is_one_sentence():
 
     with pytest.raises(InputError, match=rf"One Φ_t for each of the {batch.traj.steps} steps was expected from wrong"):
         weight(Wrong(), batch, True)
+
+
+# ---- grids
+
+
+@pytest.mark.parametrize("numbers", (1, 10**6))
+def test_a_grid_of_lambdas_is_every_lambda_by_itself(numbers, monkeypatch):
+    """One pass over time for all λ, in pieces of any size, with weights γ^t and without; other Φ keep their places."""
+    monkeypatch.setattr(targets, "GRID_NUMBERS", numbers)
+    names = ["total_return", "gae(lam=0.0)", "td_residual", "gae(lam=0.3)", "gae(lam=0.95)", "reward_to_go", "gae(lam=1.0)"]
+    chosen = [estimators.parse(name) for name in names]
+    for gamma, weighted in ((1.0, True), (0.9, True), (0.9, False)):
+        batch = make_batch(gamma, cut=9, seed=5)
+        together = base.weights(chosen, batch, weighted)
+        for estimator, found in zip(chosen, together, strict=True):
+            torch.testing.assert_close(found, base.weight(estimator, batch, weighted), rtol=1e-13, atol=1e-14)
+
+
+def test_a_subclass_is_asked_itself():
+    class Doubled(GAE):
+        def phi(self, batch):
+            return 2 * super().phi(batch)
+
+    batch, members = make_batch(0.9), [Doubled(0.5), Doubled(0.7)]
+    for e, found in zip(members, base.weights(members, batch, False), strict=True):
+        torch.testing.assert_close(found, 2 * GAE(e.lam).phi(batch), rtol=1e-13, atol=0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -141,6 +142,14 @@ class Estimator(ABC):
     formula: ClassVar[str]
     source: ClassVar[str]
 
+    @classmethod
+    def grid(cls, batch: Batch, members: Sequence[Estimator]) -> Tensor | None:
+        """Return the Φ of several estimators of this class at once, [M, k], or None where each is taken by itself."""
+        return None
+
+    def check_unit(self, group_size: int, groups: int) -> None:  # noqa: B027
+        """Refuse units that are too small for Φ; most Φ take any."""
+
     @property
     def label(self) -> str:
         """The name with its arguments, such as ``gae(lam=0.95)``."""
@@ -213,3 +222,26 @@ def weight(estimator: Estimator, batch: Batch, discount_weighting: bool) -> Tens
             f"{tuple(phi.shape)}; return a flat tensor [M]."
         )
     return phi * batch.discount if discount_weighting and estimator.weighted and batch.gamma != 1.0 else phi
+
+
+def weights(estimators: Sequence[Estimator], batch: Batch, discount_weighting: bool) -> list[Tensor]:
+    """Return :func:`weight` of each estimator; a grid of one class, such as GAE over λ, takes one pass over time.
+
+    Args:
+        estimators: the choices of Φ.
+        batch: what they read.
+        discount_weighting: w_t = γ^t if true, 1 if false.
+
+    Returns:
+        [M] float64 of each.
+    """
+    found: dict[int, Tensor] = {}
+    for kind in {type(e): None for e in estimators}:
+        index = [i for i, e in enumerate(estimators) if type(e) is kind]
+        own = len(index) > 1 and "grid" in vars(kind)  # one that is inherited would not know what a subclass makes of Φ
+        together = kind.grid(batch, [estimators[i] for i in index]) if own else None
+        if together is not None:
+            weighted = discount_weighting and kind.weighted and batch.gamma != 1.0
+            together = together * batch.discount.unsqueeze(1) if weighted else together
+            found |= dict(zip(index, together.unbind(1), strict=True))
+    return [found[i] if i in found else weight(e, batch, discount_weighting) for i, e in enumerate(estimators)]

@@ -6,14 +6,17 @@ or λ = 1 they telescope to G_t − V_t(s_t).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from varlab import checks
 from varlab.estimators.base import Batch, Estimator, register, tail_sum
 from varlab.estimators.recursion import Recursion
+from varlab.values.targets import tail_sums
 
 if TYPE_CHECKING:
     from varlab.oracles.world import World
@@ -115,6 +118,12 @@ class GAE(Estimator):
     def phi(self, batch: Batch) -> Tensor:
         """Return the generalised advantage, [M]."""
         return tail_sum(batch.traj, batch.td_residual, batch.gamma * self.lam)
+
+    @classmethod
+    def grid(cls, batch: Batch, members: Sequence[GAE]) -> Tensor:
+        """Return the advantages under several λ, [M, k], from the δ_t that all share."""
+        lam = torch.tensor([e.lam for e in members], dtype=torch.float64, device=batch.reward.device)
+        return tail_sums(batch.traj, batch.td_residual, batch.gamma * lam)
 
     def recursion(self, world: World) -> Recursion:
         """Return the form that the exact oracle evaluates."""

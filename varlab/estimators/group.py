@@ -19,25 +19,13 @@ from varlab.estimators.base import Batch, Estimator, register
 TINY = 1e-8
 
 
-def whole_units(estimator: Estimator, batch: Batch, group: int = 1, groups: int = 1) -> None:
+def whole_units(estimator: Estimator, batch: Batch) -> None:
     """Check that a batch consists of whole units that are large enough.
-
-    Args:
-        estimator: for the message.
-        batch: what it reads.
-        group: least trajectories in a group.
-        groups: least groups in a unit.
 
     Raises:
         InputError: if they are too small, or the trajectories do not fill them.
     """
-    found, least = {"group_size": batch.group, "groups": batch.unit // batch.group}, {"group_size": group, "groups": groups}
-    for name, words in (("group_size", "trajectories in a group"), ("groups", "groups in a unit")):
-        if found[name] < least[name]:
-            raise checks.InputError(
-                f"At least {least[name]} {words} were expected for {estimator.label}, but {name} is {found[name]}; set {name}="
-                f"{max(8, least[name])} or another number."
-            )
+    estimator.check_unit(batch.group, batch.unit // batch.group)
     if len(batch.traj) % batch.unit or batch.unit % batch.group:
         raise checks.InputError(
             f"Whole units of {batch.unit} trajectories in groups of {batch.group} were expected for {estimator.label}, but "
@@ -59,6 +47,21 @@ class GroupEstimator(Estimator):
     weighted = False
     least_groups = 1
 
+    def check_unit(self, group_size: int, groups: int) -> None:
+        """Refuse groups of one trajectory, and units of too few groups.
+
+        Raises:
+            InputError: saying how many there should be.
+        """
+        for name, words, found, least in (
+            ("group_size", "trajectories in a group", group_size, 2), ("groups", "groups in a unit", groups, self.least_groups)
+        ):  # fmt: skip
+            if found < least:
+                raise checks.InputError(
+                    f"At least {least} {words} were expected for {self.label}, but {name} is {found}; set {name}="
+                    f"{max(8, least)} or another number."
+                )
+
     @abstractmethod
     def advantage(self, returns: Tensor) -> Tensor:
         """Return A [U, m, G] for returns [U, m, G] of U units with m groups of G trajectories."""
@@ -69,7 +72,7 @@ class GroupEstimator(Estimator):
         Raises:
             InputError: if groups or units are too small.
         """
-        whole_units(self, batch, group=2, groups=self.least_groups)
+        whole_units(self, batch)
         returns = batch.reward_to_go[batch.traj.offsets[:-1]]
         shaped = returns.view(-1, batch.unit // batch.group, batch.group)
         return self.advantage(shaped).flatten()[batch.traj.episode]

@@ -89,6 +89,14 @@ def write_run(folder: str | Path, result: Any, provenance: Mapping[str, Any]) ->
     write_json(folder / "provenance.json", provenance)
 
 
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """Return the numeric settings that a run recorded, or none where it was not finished or its record is damaged."""
+    try:
+        return json.loads((Path(folder) / "provenance.json").read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def read_run(folder: str | Path) -> tuple[pd.DataFrame, Moments, dict[str, Reference], dict[str, Any]]:
     """Read what :func:`write_run` wrote.
 

@@ -104,6 +104,8 @@ def plan(
                 f"Whole groups of group_size={group_size} episodes were expected in every batch, but {came}; set for instance "
                 f"episodes={8 * group_size}."
             )
+    if episodes is not None:  # a batch is one unit
+        chosen.check_unit(group_size or episodes, episodes // (group_size or episodes))
     epochs = checks.positive_int("epochs", epochs)
     kept = sorted({checks.positive_int("checkpoints", e, least=0) for e in checkpoints})
     if kept and kept[-1] > epochs:

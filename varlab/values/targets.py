@@ -14,6 +14,8 @@ from torch import Tensor
 
 from varlab.types import Trajectories
 
+#: Numbers, padding included, of a grid of factors that are worked on at once.
+GRID_NUMBERS = 2**22
 #: Names of targets.
 TARGETS = ("monte_carlo", "td_lambda")
 
@@ -35,6 +37,28 @@ def tail_sum(traj: Trajectories, x: Tensor, factor: float) -> Tensor:
     for t in range(columns.shape[0] - 2, -1, -1):
         columns[t].add_(columns[t + 1], alpha=factor)
     return traj.flat(columns.T)
+
+
+def tail_sums(traj: Trajectories, x: Tensor, factors: Tensor) -> Tensor:
+    """Return :func:`tail_sum` of one x under many factors, from one pass over time.
+
+    Args:
+        traj: says where episodes begin and end.
+        x: [M] flat.
+        factors: [k].
+
+    Returns:
+        [M, k] flat.
+    """
+    columns = traj.padded(x).T
+    size = max(1, GRID_NUMBERS // columns.numel())
+    found = []
+    for some in factors.split(size):
+        sums = columns.unsqueeze(2).repeat(1, 1, len(some))
+        for t in range(columns.shape[0] - 2, -1, -1):
+            sums[t].addcmul_(sums[t + 1], some)
+        found.append(traj.flat(sums.transpose(0, 1)))
+    return torch.cat(found, 1)
 
 
 def lambda_returns(traj: Trajectories, v: Tensor, v_last: Tensor, gamma: float, lam: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Timing by a clock that the tests move: chunk sizes, shares, ratios; then the rows of every work, and the script itself."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from varlab import envs, policies
 from varlab.estimators import SOURCE_TEXT
 from varlab.studies.speed import catalogue, growth, memory, peak, race, sampling, targets, whole, works
 from varlab.studies.speed.results import MomentsResult, PairsResult, TraceResult
+from varlab.workers import Crew
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -121,10 +123,20 @@ def test_the_loop_is_scaled_by_trajectories_and_choices_and_has_a_reference_too(
     assert row.target == 100.0
 
 
-def test_memory_is_that_of_a_process_and_rows_compare_it(monkeypatch, capsys):
-    exec(compile(memory.CODE.format(n=50, threads=torch.get_num_threads()), "memory", "exec"), {})  # noqa: S102
-    gib, took = json.loads(capsys.readouterr().out)
+def test_memory_is_that_of_a_measurement_and_its_workers(monkeypatch):
+    gib, took = memory.peak(50, 2)
     assert 0.1 < gib < 50 and 0 < took < 60
+    before, size = memory.held(os.getpid()), 200 * 2**20
+    shared = bytearray(size)  # counted once, though a worker has it too
+
+    def work(item):
+        own = bytearray(b"x" * size) if item else None
+        return memory.held(os.getppid()) - before, len(shared), own and len(own)
+
+    with Crew(work, 2) as crew:
+        (less, *_), *_ = crew.in_order([0])
+        (more, *_), *_ = crew.in_order([1])
+    assert 0.9 * size < 1024 * less < 1.6 * size and 1.8 * size < 1024 * more < 3.5 * size
     monkeypatch.setattr(memory, "peak", lambda n, threads: ({10: 0.5, 1_000_000: 0.75}[n], 2.0))
     rows = memory.memory([10, 1_000_000], 2)
     assert [round(r.ratio_median, 9) for r in rows] == [3.0, 2.0, round(2 / 3, 9)]
@@ -145,7 +157,7 @@ def test_operations_of_a_small_network_by_hand():
 def test_small_works_give_rows_with_ratios(monkeypatch):
     monkeypatch.setattr(catalogue, "peers_of", lambda result, k: [targets.JAX, targets.STEPS])
     sizes = catalogue.Sizes(
-        race.Budget(1, 0.05), k=(2,), t=(5,), hidden=((4,),), n=32, sampling_steps=200, loop_steps=20
+        race.Budget(1, 0.05), k=(2,), t=(5,), hidden=((4,),), peak_hidden=((4,),), n=32, sampling_steps=200, loop_steps=20
     )  # fmt: skip
     made = {name: list(run(sizes)) for name, run in catalogue.WORKS.items() if name in ("trace", "peak", "sampling")}
     assert [len(made[name]) for name in ("sampling", "peak")] == [4, 1]

@@ -20,7 +20,9 @@ class Sizes:
         budget: repeats and seconds.
         k: numbers of choices of φ.
         t: lengths.
+        long_t: a further length, at which traces are found with the fewest choices alone.
         hidden: widths of hidden layers.
+        peak_hidden: those whose share of the peak is taken.
         n: trajectories of a gradient work; fewer where they are large if None.
         whole_n: trajectories of a whole measurement.
         loop_trajectories: those that its loop is timed on.
@@ -35,7 +37,9 @@ class Sizes:
     budget: race.Budget = field(default_factory=race.Budget)
     k: Sequence[int] = (1, 8, 64, 256)
     t: Sequence[int] = (20, 100, 1000)
+    long_t: int | None = None
     hidden: Sequence[Sequence[int]] = ((64, 64), (256, 256))
+    peak_hidden: Sequence[Sequence[int]] = ((64, 64), (256, 256))
     n: int | None = None
     whole_n: int = 20_000
     loop_trajectories: int = 200
@@ -124,6 +128,10 @@ def trace(sizes: Sizes) -> Iterator[Row]:
             yield from _ways(work, sizes)
         for result in (PairsResult, TraceResult):
             yield from _against_few(t, result, sizes)
+    if sizes.long_t is not None:  # where Grams lose
+        work = works.make(min(sizes.k), sizes.long_t, n=sizes.n, device=sizes.device)
+        yield from contest(work, PairsResult, peers_of(PairsResult, work.k), sizes)
+        yield from _ways(work, sizes)
 
 
 def _ways(work: works.Work, sizes: Sizes) -> list[Row]:
@@ -177,5 +185,5 @@ WORKS: Mapping[str, Callable[[Sizes], Iterator[Row] | list[Row]]] = {
     "whole": lambda s: whole.whole(s.budget, s.whole_n, s.loop_trajectories),
     "memory": lambda s: memory.memory(s.memory_n, s.threads),
     "growth": grown,
-    "peak": lambda s: peak.share(s.budget, s.hidden, s.device),
+    "peak": lambda s: peak.share(s.budget, s.peak_hidden, s.device),
 }
