@@ -20,9 +20,9 @@ CONF = sweeps.ROOT / "conf"
 
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory):
-    """The sweep, one job after the other, where three threads are offered to all that asks for threads."""
+    """The sweep, one job after the other, where two threads are offered to all that asks for threads."""
     folder = tmp_path_factory.mktemp("serial") / "local"
-    done = sweeps.sweep(folder, "hydra/launcher=local", env={"OMP_NUM_THREADS": "3"})
+    done = sweeps.sweep(folder, "hydra/launcher=local", env={"OMP_NUM_THREADS": "2"})
     assert done.returncode == 0, done.stderr
     assert len(storage.find_runs(folder)) == sweeps.JOBS
     return folder

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from varlab import checks
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 LAKE = "env=frozenlake policy=softmax_table n=60 pilot=50 'phi=[total_return,gae]' figures=false"
 #: (script and words, what the sentence says). An earlier run lies in ``earlier``, a damaged one in ``damaged``, files in ``bad``.
@@ -102,7 +104,7 @@ TABLE = [
     ("measure phi=leave_one_out groups=2 n=200", "At least 2 trajectories in a group were expected for leave_one_out"),
     ("train phi=leave_one_out group_size=1", "At least 2 trajectories in a group were expected for leave_one_out"),
     ("train phi=leave_one_out episodes=1", "At least 2 trajectories in a group were expected for leave_one_out"),
-    ("measure env=frozenlake policy=softmax_table env.horizon=1000000000000", "Settings that fit into memory were expected"),
+    ("measure env=frozenlake policy=softmax_table env.horizon=1000000000000", "A horizon whose exact values fit into memory"),
     ("train episodes=4 steps=100", "A batch of episodes or a quota of steps was expected"),
     ("plan", "A pilot or a run to check was expected, but neither came"),
     ("plan pilot=earlier check=earlier", "A run of its own was expected for the check, but it is the pilot"),
@@ -256,3 +258,14 @@ def test_good_input_would_be_noticed(place, capfd):
     with pytest.raises(AssertionError):
         one_sentence(capfd.readouterr().err, "expected")
     shutil.rmtree(place / "other")
+
+
+def test_what_does_not_fit_into_memory_is_one_sentence(place):
+    import _entry
+
+    for ask in (lambda: torch.empty(10**15), lambda: np.empty(10**15)):
+        with pytest.raises(checks.InputError, match=r"^Settings that fit into memory were expected, but .*(bytes|GiB|TiB|PiB)"):
+            with _entry._room_in_memory():
+                ask()
+    with pytest.raises(RuntimeError, match="another"), _entry._room_in_memory():
+        raise RuntimeError("another")

@@ -19,6 +19,7 @@ from varlab.estimators.base import Estimator
 from varlab.types import Reference, Trajectories, Values
 from varlab.values import exact as exact_values
 from varlab.values.critic import CriticSettings
+from varlab.values.dynamic_programming import check_size
 
 #: Blocks of every measurement: the unit of every interval, whatever n.
 BLOCKS = 50
@@ -121,6 +122,8 @@ def plan(
                 f"A finite MDP, or a linear system with a linear policy, was expected for {what}=exact, but {env.name} with "
                 f"{type(policy).__name__} is neither; use {what}=auto."
             )
+    if env.finite is not None and not (values == "critic" and reference == "sampled"):
+        check_size(env.finite, env.horizon)
     default = ("J_1",) if gamma == 1.0 else ("J_gamma",)
     names = tuple(dict.fromkeys([objectives] if isinstance(objectives, str) else objectives or default))
     for name in names:

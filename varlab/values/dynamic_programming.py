@@ -19,6 +19,9 @@ from varlab.envs.finite import FiniteMDP
 from varlab.policies.base import parameters
 from varlab.types import Trajectories, Values
 
+#: Values and action values that are kept, at most: 8 GiB.
+MOST_NUMBERS = 2**30
+
 
 def policy_table(policy: nn.Module, mdp: FiniteMDP) -> Tensor:
     """Return π(a | s) [S, A] in float64, differentiable in θ.
@@ -35,6 +38,20 @@ def policy_table(policy: nn.Module, mdp: FiniteMDP) -> Tensor:
     return probs.double()
 
 
+def check_size(mdp: FiniteMDP, horizon: int) -> None:
+    """Check that values at every step up to the horizon are no more numbers than :data:`MOST_NUMBERS`.
+
+    Raises:
+        InputError: if they are more.
+    """
+    if horizon * mdp.num_states * (mdp.num_actions + 1) > MOST_NUMBERS:
+        raise checks.InputError(
+            f"A horizon whose exact values fit into memory was expected, but H = {horizon} with {mdp.num_states} states and "
+            f"{mdp.num_actions} actions takes more than {MOST_NUMBERS:.0e} numbers; lower horizon, or use values=critic and "
+            "reference=sampled."
+        )
+
+
 def evaluate(mdp: FiniteMDP, pi: Tensor, gamma: float, horizon: int) -> tuple[Tensor, Tensor]:
     """Return time-indexed values of a policy.
 
@@ -46,7 +63,11 @@ def evaluate(mdp: FiniteMDP, pi: Tensor, gamma: float, horizon: int) -> tuple[Te
 
     Returns:
         v [H + 1, S] with v[H] = 0, and q [H, S, A].
-    """
+
+    Raises:
+        InputError: if these are too many numbers.
+    """  # noqa: DOC502
+    check_size(mdp, horizon)
     going_on = torch.where(mdp.terminated, 0.0, mdp.probability).to(pi.device)
     next_state, paid = mdp.next_state.to(pi.device), mdp.expected_reward.to(pi.device)
     v, q = [pi.new_zeros(mdp.num_states)], []
