@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from varlab import checks, complaints, configure, guard, kinds, launchers, sweeps
+from varlab import checks, complaints, configure, guard, kinds, known_names, launchers, sweeps
 from varlab.checks import InputError
 
 #: Launchers whose sweep would die with one of its jobs: there each job has a process of its own.
@@ -55,7 +55,7 @@ def set_threads(threads: int | None) -> None:
 
     if threads is None:
         launcher = HydraConfig.get().launcher if in_multirun() else {}
-        jobs, each = launcher.get("n_jobs") or 1, launcher.get("cpus_per_task")
+        jobs, each = launcher.get("n_jobs") or 1, "cpus_per_task" in launcher and (launcher.cpus_per_task or 1)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         threads = min(torch.get_num_threads(), each or max(1, cores // (jobs if jobs > 0 else cores)))
     torch.set_num_threads(checks.positive_int("threads", threads))
@@ -179,7 +179,7 @@ def run(task: Callable[[DictConfig], None], config_name: str, preload: Sequence[
             try:
                 _go_home()  # first: what is recorded of a job, refused or not, lies there
                 plain = OmegaConf.to_container(cfg, resolve=True)
-                kinds.check_names(plain, Path(CONF), config_name)
+                known_names.check(plain, Path(CONF), config_name)
                 kinds.check(plain, config_name)
                 with _room_in_memory():
                     _apart(task, cfg, preload)

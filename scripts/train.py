@@ -45,4 +45,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    _entry.run(main, "train", preload=("varlab.training",))
+    _entry.run(main, "train", preload=("varlab.training", "torch._dynamo"))

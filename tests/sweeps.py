@@ -13,9 +13,11 @@ from varlab import storage
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "scripts" / "measure.py"
 #: Float32 scores, a fitted critic, and a reference that every job finds in the cache or makes: what processes could disturb.
-SETTINGS = ("env=frozenlake", "policy=softmax_table", "phi=[total_return,value_baseline]", "n=200", "pilot=100",
+SETTINGS = ("env=frozenlake", "env.horizon=20", "policy=softmax_table", "phi=[total_return,value_baseline]", "n=200", "pilot=100",
             "values=critic", "critic.n=50", "critic.hidden=[8]", "critic.epochs=1", "reference=sampled", "reference.n=300",
             "figures=false")  # fmt: skip
+#: The same with jobs long enough to be caught at work.
+LONG = tuple(word.replace("horizon=20", "horizon=100") for word in SETTINGS)
 AXES = ("seed=0,1,2,3,4,5", "gamma=0.9,1")
 JOBS = 12
 

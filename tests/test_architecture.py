@@ -16,12 +16,12 @@ ORDER = (
     "estimators", "scores", "terms", "cores", "oracles", "analysis", "plans", "summary", "sources", "references",
     "preparation", "shards",
     "experiment", "traces", "training", "studies", "provenance", "launchers", "user_modules", "repetition", "guard", "kinds",
-    "complaints", "configure", "sweeps",
+    "known_names", "complaints", "configure", "sweeps",
 )  # fmt: skip
-#: Who may name files: checks asks whether a folder can be one, storage writes, provenance asks git, complaints looks into conf/;
-#: figures and tables save through storage; workers knows processes alone.
+#: Who may name files: checks asks whether a folder can be one, storage writes, provenance asks git, complaints and known_names
+#: look into conf/, figures and tables save through storage; workers knows processes alone, and studies.speed.memory their sizes.
 DISK = ("checks", "storage", "provenance", "user_modules", "complaints", "configure", "analysis.figures", "analysis.tables",
-        "workers")  # fmt: skip
+        "workers", "known_names", "studies.speed.memory")  # fmt: skip
 #: Reading and writing by other doors than open().
 DISK_CALLS = {
     "open", "save", "savez", "savetxt", "load", "loadtxt", "savefig", "to_csv", "to_parquet", "to_pickle", "read_csv",

@@ -21,7 +21,7 @@ PATIENCE = 900  # seconds, for a machine that has much else to do
 def serial(tmp_path_factory):
     """The sweep, one job after the other in one process."""
     folder = tmp_path_factory.mktemp("serial") / "local"
-    done = sweeps.sweep(folder, timeout=PATIENCE)
+    done = sweeps.sweep(folder, settings=sweeps.LONG, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -71,7 +71,7 @@ def kill_one(slurm, folder):
 def test_a_sweep_on_slurm_survives_the_kill_of_a_job(slurm, serial, tmp_path):
     folder = tmp_path / "slurm"
     variables = {**os.environ, **one_node.environment(slurm), "PYTHONPATH": str(sweeps.ROOT)}
-    command = [sys.executable, str(sweeps.SCRIPT), "-m", *sweeps.SETTINGS, *sweeps.AXES, SLURM, f"hydra.sweep.dir={folder}"]
+    command = [sys.executable, str(sweeps.SCRIPT), "-m", *sweeps.LONG, *sweeps.AXES, SLURM, f"hydra.sweep.dir={folder}"]
     with open(tmp_path / "said.txt", "w", encoding="utf-8") as said:
         first = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=said, stderr=said)
         try:
@@ -101,7 +101,8 @@ def test_a_sweep_on_slurm_survives_the_kill_of_a_job(slurm, serial, tmp_path):
 
 def test_twelve_jobs_as_processes_of_submitit_give_the_same_bits(serial, tmp_path):
     done = sweeps.sweep(
-        tmp_path / "submitit", "hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=4", timeout=PATIENCE
+        tmp_path / "submitit", "hydra/launcher=submitit_local", "hydra.sweeper.max_batch_size=4", settings=sweeps.LONG,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     sweeps.same_table(serial, tmp_path / "submitit")
