@@ -61,4 +61,5 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     # torch._dynamo is half of torch, and what the first optimiser of a critic loads.
-    _entry.run(main, "measure", preload=("varlab.experiment", "varlab.analysis.figures", "varlab.analysis.run_page", "torch._dynamo"))
+    preload = ("varlab.experiment", "varlab.analysis.figures", "varlab.analysis.run_page", "torch._dynamo")
+    _entry.run(main, "measure", preload)
