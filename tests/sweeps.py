@@ -17,7 +17,7 @@ SETTINGS = ("env=frozenlake", "env.horizon=20", "policy=softmax_table", "phi=[to
             "values=critic", "critic.n=50", "critic.hidden=[8]", "critic.epochs=1", "reference=sampled", "reference.n=300",
             "figures=false")  # fmt: skip
 #: The same with jobs long enough to be caught at work.
-LONG = tuple(word.replace("horizon=20", "horizon=100") for word in SETTINGS)
+LONG = (*(word.replace("horizon=20", "horizon=100") for word in SETTINGS), "part_size=1")
 AXES = ("seed=0,1,2,3,4,5", "gamma=0.9,1")
 JOBS = 12
 
