@@ -48,6 +48,9 @@ def worlds_table() -> str:
     return "\n".join(lines)
 
 
+RATIOS = ("ratio_median", "ratio_min", "ratio_max")
+
+
 def speed_table(text: str) -> str:
     """Return the benchmark rows (JSON) that have a target as a table of ratios."""
     lines = ["| work | beside | ratio (median, range) | target |", "| --- | --- | --- | --- |"]
@@ -56,8 +59,10 @@ def speed_table(text: str) -> str:
             continue
         span = "absent"
         if row["ratio_median"] is not None:
-            span = f"{row['ratio_median']:.3g} ({row['ratio_min']:.3g} to {row['ratio_max']:.3g})"
-        lines.append(f"| {row['work']} | {row['peer']} | {span} | ≥ {row['target']:g} |")
+            median, low, high = (f"{x:,.0f}" if x >= 1000 else f"{x:.3g}" for x in map(row.get, RATIOS))
+            span = f"{median} ({low} to {high})"
+        missed = row["ratio_median"] is not None and row["ratio_median"] < row["target"]
+        lines.append(f"| {row['work']} | {row['peer']} | {span} | ≥ {row['target']:,g}{', missed' * missed} |")
     return "\n".join(lines)
 
 
