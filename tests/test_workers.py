@@ -132,7 +132,7 @@ def test_measurements_are_bit_equal_over_threads(threads, world, settings):
     env = envs.make(world, horizon=10)
     policy = policies.make("softmax_table" if env.finite is not None else "mlp", env)
     found = []
-    for count in (1, 2, 3):
+    for count in (1, 3):
         threads(count)
         made = varlab.measure(env, policy, ESTIMATORS, pilot=40, critic=FEW, **settings)
         rows = made.trajectories.to_numpy()
@@ -143,7 +143,7 @@ def test_measurements_are_bit_equal_over_threads(threads, world, settings):
         critic = [] if made.critic is None else [x.numpy() for x in made.critic.state_dict().values()]
         found.append((digest(made.moments.mean, made.moments.m2, rows, reference, numbers, *critic), made.steps))
         assert torch.get_num_threads() == count
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
 
 
 def test_variances_are_bit_equal_over_threads(threads):
