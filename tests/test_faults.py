@@ -1,10 +1,8 @@
 """Faults that a run or a sweep meets: damaged files, full disks, worlds that fail, two writers. Kills are in test_kills."""
 
 import json
-import logging
 import os
 import re
-import runpy
 import shlex
 import shutil
 import signal
@@ -12,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import faulty_world
 import kills
@@ -33,32 +30,9 @@ FAULTY = (f"env.id={faulty_world.ID}", "policy=mlp", "policy.hidden=[4]", "phi=[
 RUNS = Path("results") / "runs" / "measure"
 
 
-@pytest.fixture
-def script(tmp_path, monkeypatch, capfd):
-    """Run a script in this process, in a folder of its own; gives the exit code and what it printed."""
-    root = logging.getLogger()
-    handlers, level, threads = root.handlers[:], root.level, torch.get_num_threads()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+@pytest.fixture(autouse=True)
+def faulty():
     faulty_world.register()
-
-    def run(name, *words):
-        path = str(ROOT / "scripts" / f"{name}.py")
-        monkeypatch.setattr(sys, "argv", [path, *words])
-        capfd.readouterr()
-        try:
-            runpy.run_path(path, run_name="__main__")
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capfd.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    yield run
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,10 @@
 """scripts/measure.py from the command line: its files, its sentences, and what it leaves alone."""
 
+import functools
 import json
-import logging
 import re
-import runpy
 import shutil
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -36,29 +33,8 @@ SMALL = ("env=frozenlake", "policy=softmax_table", "phi=[total_return,reward_to_
 
 
 @pytest.fixture
-def measure(tmp_path, monkeypatch, capfd):
-    """Run the script in this process, in a folder of its own; gives the exit code and what it printed."""
-    root = logging.getLogger()
-    handlers, level, threads = root.handlers[:], root.level, torch.get_num_threads()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *words])
-        capfd.readouterr()
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capfd.readouterr()
-        return SimpleNamespace(code=code, out=out, err=err)
-
-    yield run
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    torch.set_num_threads(threads)
+def measure(script):
+    return functools.partial(script, "measure")
 
 
 @pytest.fixture(scope="module")

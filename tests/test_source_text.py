@@ -198,10 +198,10 @@ def test_estimate_it_with_a_sample_mean(world):
     close(g_hat(world.policy, traj, weights("total_return", traj)), double_sum)
 
     size, blocks = 300, 100
-    made = reference.sampled(
+    made = reference.blocks(
         Cores(world.env, world.policy, scores.FactoredScores(world.policy), torch.float64, torch.device("cpu")),
-        estimators.make("total_return"), None, Layout(size * blocks, blocks, size), Streams(1), 1.0, "J_1", "",
-    )  # fmt: skip
+        estimators.make("total_return"), None, Layout(size * blocks, blocks, size), Streams(1), 1.0,
+    ).pool("total_return", "J_1", "")  # fmt: skip
     truth, centred = world.policy_gradient(), g(world, "total_return") - mean(world, "total_return")
     spectrum, basis = torch.linalg.eigh(centred.T @ (world.weight[:, None] * centred))
     live = spectrum > 1e-9

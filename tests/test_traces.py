@@ -223,3 +223,16 @@ def test_progress_and_steps_are_told():
     seen = []
     found = varlab.variances(WORLD, table(), ["reward_to_go"], progress=lambda *x: seen.append(x), **SETTINGS)
     assert seen[-1] == ("rollout", 200, 200) and 1 <= found["steps"][0] <= 4 and MDP.num_states == 3
+
+
+def test_blocks_that_are_merged_are_one_block_of_all_pairs():
+    generator = torch.Generator().manual_seed(3)
+    norm_sq, inner = (torch.rand(n, 2, generator=generator, dtype=torch.float64) for n in (12, 6))
+    whole, first, second = (TraceBlock(2) for _ in range(3))
+    whole.add(3 + norm_sq, inner)
+    first.add(3 + norm_sq[:8], inner[:4])
+    second.add(3 + norm_sq[8:], inner[4:])
+    first.merge(second)
+    assert first.pairs == whole.pairs == 6
+    for name in ("norm_sq", "inner", "half_sq", "fourth"):
+        torch.testing.assert_close(getattr(first, name), getattr(whole, name), rtol=1e-14, atol=0)

@@ -1,17 +1,13 @@
 """A file of the user's own: run where it is named, part of the digest, and unable to replace what is varlab's."""
 
 import json
-import logging
-import runpy
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from varlab import envs, estimators, policies, repetition, storage, user_modules
 from varlab.checks import InputError
@@ -92,27 +88,6 @@ def own(tmp_path):
     return path
 
 
-@pytest.fixture
-def script(tmp_path, monkeypatch, capfd):
-    root = logging.getLogger()
-    handlers, level, threads = root.handlers[:], root.level, torch.get_num_threads()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-
-    def run(name, *words):
-        monkeypatch.setattr(sys, "argv", [f"scripts/{name}.py", *words])
-        capfd.readouterr()
-        try:
-            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return SimpleNamespace(code=code, err=capfd.readouterr().err)
-
-    yield run
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    torch.set_num_threads(threads)
 
 
 def test_a_run_with_an_environment_a_policy_and_a_phi_of_ones_own(script, own, tmp_path):

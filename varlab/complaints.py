@@ -40,13 +40,18 @@ def explain(error: Exception, words: Sequence[str], conf: str | Path, config_nam
         if key[1] in known:
             return f"Only entries that '{key[1]}' has already can be changed this way; add a new one as +{key[1]}.name=value."
         near = _nearest_keys(key[1], known)
-        return f"No setting is called '{key[1]}'; the nearest names are {near} (--help lists all, and a plus adds a new one)."
+        adds = ", and a plus adds a new one" if key[1].startswith(OPEN) else ""
+        return f"No setting is called '{key[1]}'; the nearest names are {near} (--help lists all{adds})."
     if isinstance(error, OverrideParseException):
         return f"A setting written as key=value was expected, but '{error.override}' came; mend it or leave it out."
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if getattr(error, "full_key", None):
         return f"A value was expected for {error.full_key}, but it cannot be had ({lines[0]}); mend it or give another."
     return f"The configuration could not be composed: {' '.join(lines).rstrip('.')}; mend what it names."
+
+
+#: Where settings are added: arguments of a Φ, and of a world or a policy of the user's own.
+OPEN = ("phi.", "env.kwargs.", "policy.settings.")
 
 
 def _known_keys(words: Sequence[str], conf: Path, config_name: str) -> list[str]:

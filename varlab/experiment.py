@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -141,12 +141,11 @@ def run(
     """Carry out a plan. Arguments and result are those of :func:`measure`."""
     began = time.perf_counter()
     with one_thread_each() as cores:
-        made = _measured(Preparation(planned, progress, cores), cache, sink)
-    return replace(made, wall=time.perf_counter() - began)
+        return _measured(Preparation(planned, progress, cores), cache, sink, began)
 
 
-def _measured(job: Preparation, cache: object | None, sink: Sink | None) -> Result:
-    """Measure what a preparation is for; ``wall`` is left to the caller."""
+def _measured(job: Preparation, cache: object | None, sink: Sink | None, began: float) -> Result:
+    """Measure what a preparation is for, which was begun at a time of the performance counter."""
     planned = job.plan
     pilot = job.pilot()
     references = {name: job.references.of(name, pilot, cache) for name in planned.options["objectives"]}
@@ -176,7 +175,7 @@ def _measured(job: Preparation, cache: object | None, sink: Sink | None) -> Resu
         digest=planned.digest,
         settings=planned.settings,
         steps=dict(job.steps),
-        wall=float("nan"),
+        wall=time.perf_counter() - began,
         critic=job.critic,
         trajectories=pd.concat(kept, ignore_index=True) if kept else None,
         layers={name: p.numel() for name, p in policies.parameters(job.policy).items()},

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from varlab.checks import InputError, nearest
+from varlab import checks
 
 #: Groups all of whose settings stand in their files.
 _CLOSED = {"values", "reference", "theta"}
@@ -24,13 +24,13 @@ def check(settings: Mapping[str, Any], conf: Path, config_name: str) -> None:
 
     Raises:
         InputError: naming the setting and those nearest to it.
-    """
+    """  # noqa: DOC502
     known = _names(conf, config_name)
     for group in _CLOSED & set(settings):
         known |= {f"{group}.{key}" for file in (conf / group).glob("*.yaml") for key in _keys(file)}
     given = set(settings) | {f"{g}.{key}" for g in _CLOSED if isinstance(settings.get(g), Mapping) for key in settings[g]}
-    for name in sorted(given - known - {"hydra"}):
-        raise InputError(f"No setting is called {name}; the nearest names are {nearest(name, known)}.")
+    for name in sorted(given - {"hydra"}):
+        checks.one_of("setting", name, known)
 
 
 def _names(conf: Path, config_name: str) -> set[str]:

@@ -44,10 +44,11 @@ def sample(world, n, phi="value_baseline", seed=0, gamma=1.0, blocks=50, part_si
     env, policy, score_map = world
     table = 2 * torch.randn(env.horizon + 1, env.num_features, generator=torch.Generator().manual_seed(9), dtype=DOUBLE)
     source = FunctionValues(v=v or (lambda s, t: table[t, s]))
-    return references.sampled(
+    made = references.blocks(
         Cores(env, policy, score_map, DOUBLE, CPU), estimators.parse(phi), source, Layout(n, blocks, part_size),
-        Streams(seed), gamma, objective, "digest",
+        Streams(seed), gamma,
     )  # fmt: skip
+    return made.pool(phi, objective, "digest")
 
 
 def p_values(sampled, truth):
@@ -258,6 +259,18 @@ def test_unrelated_settings_share_one_reference(values, change, monkeypatch):
 @pytest.mark.parametrize("change", RELATED, ids=lambda c: ",".join(c))
 def test_related_settings_change_the_digest(change):
     assert prepared(**change)[1].digest != prepared()[1].digest
+
+
+def test_a_reference_is_sampled_by_theta_whoever_acts_in_the_measurement():
+    """∇J is that of θ: another policy's actions without ratios would bias it, and every bias measured against it."""
+    env = envs.make("CliffWalking-v1", horizon=8)
+    behaviour = policies.SoftmaxTable(env, logits=torch.tensor([2.0, 0.0, -1.0, 0.0]).expand(48, 4))
+    found = []
+    for acting in ({}, {"behaviour": behaviour, "behaviour_label": "other"}):
+        job, made = prepared(env, values="exact", phi=("reward_to_go",), **acting)
+        found.append((made.j, made.n, job.steps["reference"]))
+    assert found[0] == found[1]  # the returns of its trajectories; its baseline is the value of who acts, which biases nothing
+    assert abs(prepared(env, values="exact", phi=("reward_to_go",), policy=behaviour)[1].j - found[0][0]) > 1
 
 
 def test_the_critic_is_part_of_the_digest_of_a_sampled_reference():

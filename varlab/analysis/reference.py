@@ -108,40 +108,6 @@ class SampledBlocks:
         return Reference(grad, self.mean, self.count, j / n, kind, n, objective, digest, int(self.steps.sum()))
 
 
-def sampled(
-    cores: Cores,
-    phi: Estimator,
-    source: ValueSource | None,
-    layout: Layout,
-    streams: Streams,
-    gamma: float,
-    objective: str,
-    digest: str,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Reference:
-    """Return block means of an unbiased Φ over the reference stream.
-
-    Args:
-        cores: that do it, with the world and the policy at fixed θ.
-        phi: an estimator that is unbiased for any values.
-        source: values that ``phi`` needs.
-        layout: how n_reference falls into blocks and parts.
-        streams: the reference's root seed.
-        gamma: γ of the objective, also the weight γ^t.
-        objective: its name.
-        digest: of the settings.
-        progress: called with ("reference", done, total).
-
-    Returns:
-        The reference with its blocks.
-
-    Raises:
-        InputError: if a gradient is NaN or infinite.
-    """  # noqa: DOC502
-    made = blocks(cores, phi, source, layout, streams, gamma, progress)
-    return made.pool(phi.label, objective, digest)
-
-
 def blocks(
     cores: Cores,
     phi: Estimator,
@@ -151,7 +117,19 @@ def blocks(
     gamma: float,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> SampledBlocks:
-    """Return the blocks of a layout, which may be a shard of another. Arguments are those of :func:`sampled`.
+    """Sample block means of an unbiased Φ; the layout may be a shard of another.
+
+    Args:
+        cores: that do it, with the world and the policy at fixed θ.
+        phi: an estimator that is unbiased for any values.
+        source: values that ``phi`` needs.
+        layout: how n_reference falls into blocks and parts.
+        streams: the reference's root seed.
+        gamma: γ of the objective, also the weight γ^t.
+        progress: called with ("reference", done, total).
+
+    Returns:
+        The blocks, which :meth:`SampledBlocks.pool` makes a reference of.
 
     Raises:
         InputError: if a gradient is NaN or infinite.

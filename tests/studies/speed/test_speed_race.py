@@ -98,6 +98,43 @@ def test_the_sampling_loop_steps_whole_episodes_of_the_same_world():
         assert 30 <= taken < 30 + gymnasium.spec(name).max_episode_steps
 
 
+@pytest.mark.parametrize("cores", (1, 2))
+def test_sampling_is_timed_per_step_of_all_cores_together(monkeypatch, cores):
+    """Wall time of all batches over the steps of all of them, whoever sampled which."""
+    env = envs.make("varlab/PointMass-v0")  # every episode has as many steps
+    monkeypatch.setattr(sampling, "seconds", lambda run: (run(), 6.0)[1])
+    sampler = sampling.Sampler(env, policies.make("linear", env), 5000, cores)
+    assert max(sampler.sizes) == 5000 // env.horizon and list(sampler.sizes) == sorted(sampler.sizes)
+    assert sampler.per_step(8) == pytest.approx(6.0 / (2 * cores * 8 * env.horizon))
+    sampler.crew.close()
+
+
+def test_the_share_of_the_peak_is_operations_over_time_beside_those_of_the_product(monkeypatch):
+    """With a clock that says 2 s for apply and 0.5 s for the product: (operations / 2) / (2 · 16³ / 0.5)."""
+    done = []
+
+    def seconds(run):
+        run()
+        applied = getattr(run, "func", None) is not None  # the product is a bare function
+        done.append(applied)
+        return 2.0 if applied else 0.5
+
+    monkeypatch.setattr(peak, "seconds", seconds)
+    counted = []
+    pieces = works.Work.pieces
+    monkeypatch.setattr(works.Work, "pieces", lambda self, *a: (counted.append(a), pieces(self, *a))[1])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # no workers: what they do is seen
+    try:
+        (row,) = peak.share(race.Budget(1), hidden=((4,),), size=16)
+    finally:
+        torch.set_num_threads(threads)
+    work = works.make(8, 100, (4,))
+    assert row.ratio_median == pytest.approx(peak.operations(work) / 2.0 / (2 * 16**3 / 0.5)) and any(done)
+    last = counted[-2:]  # the timed pass: halves of the work that cover it
+    assert [(first, end) for _, first, end in last] == [(0, work.n // 2), (work.n // 2, work.n)]
+
+
 def test_the_whole_loop_takes_the_gradients_of_tail_sums():
     policy = policies.make("mlp", envs.make("CartPole-v1"), hidden=[4])
     loop = whole.Loop("CartPole-v1", policy, 3)

@@ -116,10 +116,16 @@ def draw(rows: Sequence[Row], style: object = None) -> styles.Figure | None:
         axs = figure.subplots(len(down), len(across), sharex=True, sharey=True, squeeze=False)
         for i, (result, mlp) in enumerate(down):
             for j, t in enumerate(across):
-                _panel(axs[i, j], panels.get((result, mlp, t), {}))
+                if (result, mlp, t) in panels:
+                    _panel(axs[i, j], panels[result, mlp, t])
+                else:
+                    axs[i, j].set_visible(False)
                 if i == 0:
                     axs[i, j].set_title(f"$T$ = {t}")
             axs[i, 0].set_ylabel(f"{result},\n{mlp}")
+        for j, t in enumerate(across):  # labels stand below the last panel of a column
+            last = max(i for i, (result, mlp) in enumerate(down) if (result, mlp, t) in panels)
+            axs[last, j].tick_params(labelbottom=True)
         marks.log(axs[0, 0], "y", ratios | {1.0})
         axs[0, 0].set_xscale("log", base=2)
         axs[0, 0].set_xlim(min(choices) / 1.6, max(choices) * 1.6)
